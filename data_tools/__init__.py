@@ -1,0 +1,1 @@
+"""Bytes, shards and order: everything between a bucket and a batch."""

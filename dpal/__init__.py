@@ -1,0 +1,1 @@
+"""The science of dpal: models, views, targets, objectives, training engine, evaluation."""

@@ -1,0 +1,469 @@
+"""The Recipe: one frozen, strict, hashed description of a run.
+
+A recipe is YAML. `load_recipe` reads it, applies `key=value` overrides, fills `{run}` in paths,
+and refuses what is unknown, of the wrong type, out of range, or without effect.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from dpal.base.errors import ConfigError
+
+Pair = Annotated[tuple[int, int], Field(strict=False)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
+Triple = Annotated[tuple[float, float, float], Field(strict=False)]
+Paths = Annotated[tuple[str, ...], Field(strict=False)]
+Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)? (steps|epochs)$")]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PATCH = 16
+
+
+def steps_of(duration: str, num_samples: int, global_batch: int) -> int:
+    """Number of optimiser steps in `duration` ("300 steps" or "1.5 epochs")."""
+    number, unit = duration.split()
+    if unit == "steps":
+        return int(float(number))
+    return round(float(number) * num_samples / global_batch)
+
+
+class Section(BaseModel):
+    """Base of all recipe sections: frozen, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Storage(Section):
+    """How object storage is reached; empty values fall back to the standard AWS variables."""
+
+    endpoint_url: str = Field("", description="S3 endpoint, for stores other than AWS")
+    key: SecretStr = Field(SecretStr(""), strict=False, description="access key; never printed")
+    secret: SecretStr = Field(SecretStr(""), strict=False, description="secret; never printed")
+    retries: int = Field(5, ge=0, description="attempts after the first for a failed request")
+    timeout_s: float = Field(30.0, gt=0, description="seconds one request may take")
+
+
+class Synthetic(Section):
+    """Size of the embedded synthetic data set."""
+
+    identities: int = Field(120, ge=4, description="identities drawn for pretraining")
+    images_per_identity: int = Field(16, ge=2, description="images drawn for each identity")
+    held_out_identities: int = Field(40, ge=4, description="identities drawn for evaluation only")
+
+
+class Data(Section):
+    """Where the images are and how they are sharded."""
+
+    images: Paths = Field(
+        min_length=1,
+        description="folders or URLs of person images; the single word 'synthetic' draws them",
+    )
+    backgrounds: Paths = Field(
+        (),
+        description="folders of images used behind composites; empty: person images serve",
+    )
+    shards: str = Field("{run}/shards", description="folder or URL the shards are written to")
+    samples_per_shard: int = Field(512, ge=1, description="images in one shard")
+    min_side: int = Field(32, ge=1, description="smaller images are rejected, in pixels")
+    max_pixels: int = Field(64_000_000, ge=1, description="larger images are rejected undecoded")
+    max_reject_fraction: float = Field(
+        0.2, ge=0, le=1, description="share of images that may be rejected before sharding stops"
+    )
+    max_backgrounds: int = Field(256, ge=1, description="backgrounds kept in memory")
+    synthetic: Synthetic = Synthetic()
+
+    @model_validator(mode="after")
+    def _synthetic_has_effect(self) -> "Data":
+        if "synthetic" in self.model_fields_set and self.images != ("synthetic",):
+            raise ValueError("data.synthetic has no effect unless data.images is ['synthetic']")
+        return self
+
+
+class Views(Section):
+    """Which pixels the models see (method: 1 base view, local crops, 1 composite)."""
+
+    height: int = Field(256, ge=PATCH * 2, description="height of the base view, in pixels")
+    width: int = Field(128, ge=PATCH, description="width of the base view, in pixels")
+    count: int = Field(2, ge=1, description="pinned base views per image (K)")
+    composites: int = Field(1, ge=1, description="pinned composites per image (K')")
+    scale: Range = Field((0.8, 1.0), description="area of a base view, as a share of the image")
+    aspect: Range = Field((0.4, 0.6), description="width / height of a base view or local crop")
+    crops: int = Field(2, ge=1, description="local crops per sample")
+    crop_scale: Range = Field((0.05, 0.8), description="area of a crop, share of the base view")
+    photometric: Literal["free", "off"] = Field(
+        "free", description="colour noise on the student's pixels; targets are of clean pixels"
+    )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Views":
+        if self.height != 2 * self.width or self.height % 128:
+            raise ValueError(
+                f"views.height={self.height}, views.width={self.width}: accepted are heights "
+                "that are a multiple of 128 and twice the width (256x128, 128x64, ...)"
+            )
+        for name in ("scale", "crop_scale", "aspect"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"views.{name}={[low, high]}: accepted is 0 < low <= high")
+        return self
+
+
+class TaughtTeacher(Section):
+    """A small ViT taught on the synthetic persons' own labels (identity and parts)."""
+
+    kind: Literal["taught"]
+    width: int = Field(192, ge=32, description="embedding width of the ViT")
+    depth: int = Field(6, ge=1, description="number of blocks")
+    heads: int = Field(6, ge=1, description="attention heads")
+    steps: int = Field(400, ge=1, description="optimiser steps it is taught for")
+    global_batch: int = Field(64, ge=2, description="images in one step")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward")
+    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
+
+
+class TimmTeacher(Section):
+    """Any timm ViT, from a local file or by name from the hub."""
+
+    kind: Literal["timm"]
+    name: str = Field(description="timm model name, e.g. vit_small_patch14_dinov2.lvd142m")
+    weights: str = Field("", description="local weights file; empty: fetched by name")
+    tap: str = Field(
+        "norm",
+        pattern=r"^(norm|block\d+)$",
+        description="'norm' (after the final norm) or 'block7' (output of block 7, 0-based)",
+    )
+    input: Pair = Field((256, 128), description="height and width the teacher is fed with")
+    mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")
+    std: Triple = Field(IMAGENET_STD, description="RGB standard deviation, pixels in 0..1")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward")
+    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
+
+
+class OnnxTeacher(Section):
+    """Any ONNX network with a global vector and a dense map, run by ONNX Runtime."""
+
+    kind: Literal["onnx"]
+    weights: str = Field(description="local .onnx file")
+    global_output: str = Field(description="name of the output with the global vector [B, D]")
+    dense_output: str = Field(description="name of the output with the dense map [B, D, h, w]")
+    input: Pair = Field((256, 128), description="height and width the teacher is fed with")
+    mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")
+    std: Triple = Field(IMAGENET_STD, description="RGB standard deviation, pixels in 0..1")
+    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
+
+
+Teacher = Annotated[TaughtTeacher | TimmTeacher | OnnxTeacher, Field(discriminator="kind")]
+
+
+class Cache(Section):
+    """The offline teacher cache."""
+
+    url: str = Field("{run}/targets", description="folder or URL that holds targets-<digest>/")
+    codec: Literal["int8", "fp16", "fp32"] = Field("int8", description="how targets are stored")
+    calibration_images: int = Field(
+        256, ge=8, description="images the header's statistics and shape basis are fitted on"
+    )
+    ray_address: str = Field(
+        "local", description="'local' starts Ray here; else ray://host:port or 'auto'"
+    )
+    actors: int = Field(1, ge=1, description="teacher actors; one per device")
+    cpus_per_actor: float = Field(1.0, gt=0, description="CPUs Ray reserves for an actor")
+    gpus_per_actor: float = Field(0.0, ge=0, description="GPUs Ray reserves for an actor")
+
+
+class Student(Section):
+    """The backbone that is kept."""
+
+    name: Literal["vit_tiny", "vit_small", "vit_base"] = Field("vit_tiny", description="backbone")
+    height: int = Field(256, description="input height: views.height or an even fraction of it")
+    width: int = Field(128, description="input width: half of the height")
+    heads: Literal["paper", "timm"] = Field(
+        "paper", description="'paper': 6 heads, last block 12 (Ti); 'timm': timm's stock heads"
+    )
+    positions: Literal["1d", "2d"] = Field(
+        "1d", description="how the position embedding is resized for crops and composites"
+    )
+
+
+class Decoder(Section):
+    """D-PaDe, the dynamic pattern decoder; discarded after pretraining."""
+
+    query_init: Literal["zeros", "normal"] = Field(
+        "zeros", description="pattern queries at start: zeros (reference) or N(0, .02)"
+    )
+
+
+class Loss(Section):
+    """Weights of the loss terms (defaults: the reference's final version)."""
+
+    identity: float = Field(1.0, ge=0, description="weight of the global identity term")
+    shape: float = Field(1.0, ge=0, description="weight of the local shape term")
+    relation: float = Field(1.0, ge=0, description="weight of the multi-person relation term")
+    router: float = Field(0.1, ge=0, description="weight of the router term at the start")
+    router_late: float = Field(0.01, ge=0, description="weight of the router term afterwards")
+    router_switch: Duration = Field("20 epochs", description="when router_late takes over")
+    expert: float = Field(0.025, ge=0, description="weight of the expert penalty")
+    shape_mask: Literal["fixed", "none"] = Field(
+        "fixed", description="'fixed': basis of the cache header; 'none': every patch counts 1"
+    )
+
+
+class Train(Section):
+    """Optimisation and the engine."""
+
+    duration: Duration = Field("200 epochs", description="length of the run")
+    warmup: Duration = Field("10 epochs", description="linear warm-up from 0")
+    global_batch: int = Field(2048, ge=1, description="samples in one optimiser step")
+    micro_batch: int = Field(256, ge=1, description="samples in one forward of one process")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate, at this global batch")
+    betas: Range = Field((0.9, 0.95), description="AdamW betas")
+    weight_decay: float = Field(0.05, ge=0, description="AdamW decay of matrices (not biases)")
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="precision of the forward")
+    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
+    processes: int = Field(1, ge=1, description="training processes on this node")
+    targets: Literal["cached", "online"] = Field(
+        "cached", description="where teacher targets come from"
+    )
+    checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="committed checkpoints that are kept")
+    log_every: int = Field(10, ge=1, description="steps between two rows of events.jsonl")
+    loader_threads: int = Field(2, ge=1, description="decoding threads of one process")
+    prefetch: int = Field(4, ge=1, description="batches prepared ahead")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0: no endpoint")
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Train":
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"train.global_batch={self.global_batch} is not a multiple of "
+                f"train.micro_batch={self.micro_batch}"
+            )
+        return self
+
+
+class Evaluation(Section):
+    """One frozen-feature evaluation."""
+
+    task: Literal["reid", "parsing"] = Field(description="which downstream task")
+    data: str = Field(description="folder with labels; 'synthetic' draws held-out persons")
+
+
+class Job(Section):
+    """What a scheduler is asked for by `dpal submit`."""
+
+    nodes: int = Field(1, ge=1, description="machines")
+    cpus_per_node: int = Field(2, ge=1, description="CPU cores on each machine")
+    gpus_per_node: int = Field(0, ge=0, description="GPUs on each machine")
+    memory_gb: int = Field(8, ge=1, description="memory on each machine, in GB")
+    time_minutes: int = Field(60, ge=1, description="wall-clock limit, in minutes")
+    max_restarts: int = Field(10, ge=0, description="how often a failed job is run again")
+    partition: str = Field("", description="Slurm partition; empty: the cluster's default")
+    namespace: str = Field("default", description="Kubernetes namespace")
+    image: str = Field("dpal:latest", description="container image (Kubernetes)")
+    setup: str = Field("", description="shell line run on the node first (Slurm)")
+
+
+class Recipe(Section):
+    """One run, complete."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$", description="run name")
+    seed: int = Field(0, ge=0, description="the only source of randomness")
+    output: str = Field("runs", description="local folder that holds the run folder")
+    storage: Storage = Storage()
+    data: Data
+    views: Views = Views()
+    teacher: Teacher
+    cache: Cache = Cache()
+    student: Student = Student()
+    decoder: Decoder = Decoder()
+    loss: Loss = Loss()
+    train: Train = Train()
+    evaluate: Annotated[tuple[Evaluation, ...], Field(strict=False)] = ()
+    job: Job = Job()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Recipe":
+        student, views = self.student, self.views
+        if (
+            student.height != 2 * student.width
+            or views.height % student.height
+            or student.height % 128
+        ):
+            raise ValueError(
+                f"student.height={student.height}, student.width={student.width}: accepted are "
+                f"multiples of 128 that divide views.height={views.height}, "
+                "and a width of half the height"
+            )
+        if self.teacher.kind == "taught" and self.data.images != ("synthetic",):
+            raise ValueError("teacher.kind=taught needs data.images=['synthetic']")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Local folder of this run."""
+        return Path(self.output) / self.name
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; secrets are masked."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of everything that can change results."""
+        plain = self.model_dump(mode="json", exclude={"storage", "job", "output"})
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: `1e-3` is a number, `on` and `yes` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rx) for tag, rx in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML `text`; `source` names it in the error. Raises ConfigError."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not valid YAML") from None
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides such as `train.lr=1e-3`.
+
+    Raises:
+        ConfigError: with the key, the value, what is accepted, and the nearest valid name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"recipe {str(path)!r} does not exist")
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {str(path)!r} is not a text file") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {str(path)!r} is empty or not a mapping of sections")
+    for override in overrides:
+        _apply_override(values, override)
+    return resolve_recipe(values)
+
+
+def resolve_recipe(values: dict[str, Any]) -> Recipe:
+    """Validate a mapping as a recipe and fill `{run}` in its paths. Raises ConfigError."""
+    if isinstance(values.get("name"), str):
+        run = str(Path(str(values.get("output", "runs"))) / values["name"])
+        values = _fill(_with_path_defaults(values), run)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def explain(key: str) -> str:
+    """What a recipe key means, its type and default. Raises ConfigError for an unknown key."""
+    model: type[BaseModel] = Recipe
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        fields: dict[str, Any] = {}
+        for candidate in _variants(model):
+            fields.update(candidate.model_fields)
+        if part not in fields:
+            raise ConfigError(f"no recipe key {key!r}{_nearest(part, fields, parts[:depth])}")
+        field = fields[part]
+        if depth == len(parts) - 1:
+            default = "required" if field.is_required() else f"default {field.default!r}"
+            text = field.description or (field.annotation.__doc__ or "").strip()
+            return f"{key}: {text} ({default})"
+        model = field.annotation
+    raise AssertionError("unreachable")
+
+
+def _variants(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in get_args(annotation) for model in _variants(arg)]
+
+
+def _with_path_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    filled = dict(values)
+    for section, key, model in (("data", "shards", Data), ("cache", "url", Cache)):
+        current = filled.get(section, {})
+        if isinstance(current, dict):
+            filled[section] = {key: model.model_fields[key].default, **current}
+    return filled
+
+
+def _fill(value: Any, run: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{run}", run)
+    if isinstance(value, dict):
+        return {key: _fill(item, run) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, run) for item in value]
+    return value
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    node[last] = parse_yaml(raw, f"override {override!r}")
+
+
+def _nearest(name: str, valid: Any, parents: list[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    if close:
+        return f"; the nearest valid name is {'.'.join([*parents, close[0]])!r}"
+    return f"; valid names are {', '.join(sorted(valid))}"
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    tags = {"taught", "timm", "onnx"}
+    parts = [str(part) for part in first["loc"]]
+    parts = [part for i, part in enumerate(parts) if not (part in tags and i == 1)]
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        model: Any = Recipe
+        fields: dict[str, Any] = dict(Recipe.model_fields)
+        for part in parts[:-1]:
+            if part not in fields:
+                continue  # an index into a list of sections
+            model = fields[part].annotation
+            fields = {}
+            for variant in _variants(model):
+                fields.update(variant.model_fields)
+        return f"unknown recipe key {key!r}{_nearest(parts[-1], fields, parts[:-1])}"
+    if first["type"] == "missing":
+        return f"recipe key {key!r} is required"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    shown = first["input"] if isinstance(first["input"], str | int | float | bool) else ""
+    return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}"

@@ -1,0 +1,1 @@
+"""Frozen-feature evaluation: one file per downstream task."""

@@ -1,0 +1,1 @@
+"""Frozen networks as teachers, the student, and the dynamic pattern decoder."""

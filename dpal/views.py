@@ -1,0 +1,234 @@
+"""Views: which pixels a model sees, as a pure function of (seed, sample key, view index).
+
+A `ViewPlan` turns numbers into specs, a spec holds explicit pixel boxes, and `render` turns a
+decoded image and a spec into pixels. Nothing here keeps state or draws from a shared generator.
+
+Legend: an image is uint8 RGB [H, W, 3].
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dpal.base.recipe import Views
+
+PLAN_VERSION = 1  # raise it whenever the same numbers would give other pixels
+
+
+class Box(NamedTuple):
+    """A rectangle in source pixels; all four fit into uint16."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class ViewSpec(NamedTuple):
+    """A box of the source image, resized (bicubic, antialiased) and perhaps flipped."""
+
+    box: Box
+    flip: bool
+
+
+@dataclass(frozen=True)
+class CompositeSpec:
+    """Two persons, alpha-blended side by side over a background.
+
+    Attributes:
+        background: index into the background pool.
+        background_view: box of the background image that fills the square composite.
+        persons: views of the two persons (a local crop and the base view of one image).
+        corners: (top, left) of each person in composite pixels.
+    """
+
+    background: int
+    background_view: ViewSpec
+    persons: tuple[ViewSpec, ViewSpec]
+    corners: tuple[tuple[int, int], tuple[int, int]]
+
+
+class Photometric(NamedTuple):
+    """Colour noise of one view; factors multiply, 0 sigma means no blur."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grey: bool
+    blur_sigma: float
+
+
+PERSON_ALPHA = 0.7
+BACKGROUND_SCALE = (0.2, 1.0)
+BACKGROUND_ASPECT = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """All views of a data set, from two inputs: the seed and the `views` section of a recipe."""
+
+    seed: int
+    views: Views
+
+    def describe(self) -> dict[str, object]:
+        """What the cache digest must cover: everything that decides the pinned views' pixels."""
+        free = {"crops", "crop_scale", "photometric"}  # never seen by a teacher as such ...
+        if self.views.composites:
+            free -= {"crop_scale"}  # ... but a composite holds one local crop
+        return {
+            "version": PLAN_VERSION,
+            "seed": self.seed,
+            **self.views.model_dump(mode="json", exclude=free),
+        }
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the base view."""
+        return self.views.height, self.views.width
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of a local crop (128 x 96 for a 256 x 128 view)."""
+        return self.views.height // 2, self.views.width * 3 // 4
+
+    @property
+    def composite_size(self) -> tuple[int, int]:
+        """Height and width of the composite, a square as high as the base view."""
+        return self.views.height, self.views.height
+
+    def view_index(self, key: str, epoch: int) -> int:
+        """Which of the K base views this epoch shows: a fresh permutation every K epochs."""
+        return self._cycle(key, "view-order", epoch, self.views.count)
+
+    def composite_index(self, key: str, epoch: int) -> int:
+        """Which of the K' composites this epoch shows."""
+        return self._cycle(key, "composite-order", epoch, self.views.composites)
+
+    def base(self, key: str, index: int, source: tuple[int, int]) -> ViewSpec:
+        """Pinned base view `index`: views 2g and 2g + 1 are geometry g, plain and flipped."""
+        rng = self._rng(key, "base", index // 2)
+        box = _random_box(rng, Box(0, 0, *source), self.views.scale, self.views.aspect)
+        return ViewSpec(box, flip=bool(index % 2))
+
+    def crops(self, key: str, index: int, epoch: int, source: tuple[int, int]) -> list[ViewSpec]:
+        """Fresh local crops of `epoch`, each inside base view `index`."""
+        inside = self.base(key, index, source).box
+        rng = self._rng(key, "crops", index, epoch)
+        return [self._crop(rng, inside) for _ in range(self.views.crops)]
+
+    def composite(
+        self, key: str, index: int, source: tuple[int, int], backgrounds: Sequence[tuple[int, int]]
+    ) -> CompositeSpec:
+        """Pinned composite `index` (method: 3.1, both persons come from the same image).
+
+        Args:
+            source: height and width of the person image.
+            backgrounds: height and width of every image in the background pool.
+        """
+        rng = self._rng(key, "composite", index)
+        background = int(rng.integers(len(backgrounds)))
+        whole = Box(0, 0, *backgrounds[background])
+        behind = _random_box(rng, whole, BACKGROUND_SCALE, BACKGROUND_ASPECT)
+        base = self.base(key, index % self.views.count, source)
+        crop = self._crop(rng, base.box)
+        side, (height, width) = self.views.height, self.crop_size
+        top_a, top_b = (int(rng.integers(side - height - 1)) for _ in range(2))
+        left_a = int(rng.integers(side - 2 * width - 1))
+        left_b = int(rng.integers(left_a + width, side - width - 1))
+        return CompositeSpec(
+            background=background,
+            background_view=ViewSpec(behind, flip=bool(rng.random() < 0.5)),
+            persons=(crop, base),
+            corners=((top_a, left_a), (top_b, left_b)),
+        )
+
+    def photometric(self, key: str, epoch: int, view: int, blur_probability: float) -> Photometric:
+        """Colour noise of view number `view` in `epoch` (method: 3.2); jitter .4/.4/.2/.1 p .8."""
+        rng = self._rng(key, "photometric", view, epoch)
+        jitter = rng.random() < 0.8
+        low_high = ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1))
+        drawn = [rng.uniform(low, high) for low, high in low_high]
+        brightness, contrast, saturation, hue = drawn if jitter else (1.0, 1.0, 1.0, 0.0)
+        grey = bool(rng.random() < 0.2)
+        sigma, blurred = rng.uniform(0.1, 2.0), rng.random() < blur_probability
+        return Photometric(
+            brightness, contrast, saturation, hue, grey, float(sigma) if blurred else 0.0
+        )
+
+    def _crop(self, rng: np.random.Generator, inside: Box) -> ViewSpec:
+        box = _random_box(rng, inside, self.views.crop_scale, self.views.aspect)
+        return ViewSpec(box, flip=bool(rng.random() < 0.5))
+
+    def _cycle(self, key: str, purpose: str, epoch: int, count: int) -> int:
+        if count == 1:
+            return 0
+        order = self._rng(key, purpose, epoch // count).permutation(count)
+        return int(order[epoch % count])
+
+    def _rng(self, key: str, purpose: str, *numbers: int) -> np.random.Generator:
+        text = f"{self.seed}/{key}/{purpose}/{'/'.join(map(str, numbers))}"
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def render(image: np.ndarray, spec: ViewSpec, size: tuple[int, int]) -> np.ndarray:
+    """Pixels of a view: uint8 [size[0], size[1], 3]."""
+    top, left, height, width = spec.box
+    picture = Image.fromarray(image).resize(
+        (size[1], size[0]),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + width, top + height),
+    )
+    pixels = np.asarray(picture)
+    return pixels[:, ::-1] if spec.flip else pixels
+
+
+def render_composite(
+    image: np.ndarray, background: np.ndarray, spec: CompositeSpec, plan: ViewPlan
+) -> np.ndarray:
+    """Pixels of a composite: uint8 [side, side, 3]; 0.7 person + 0.3 background."""
+    canvas = render(background, spec.background_view, plan.composite_size).copy()
+    height, width = plan.crop_size
+    for person, (top, left) in zip(spec.persons, spec.corners, strict=True):
+        region = canvas[top : top + height, left : left + width]
+        pixels = render(image, person, (height, width))
+        mixed = PERSON_ALPHA * pixels + (1 - PERSON_ALPHA) * region
+        region[...] = np.rint(mixed).astype(np.uint8)
+    return canvas
+
+
+def spec_record(spec: ViewSpec | CompositeSpec) -> dict[str, object]:
+    """The explicit numbers of a spec, as stored beside its targets."""
+    return asdict(spec) if isinstance(spec, CompositeSpec) else spec._asdict()
+
+
+def _random_box(
+    rng: np.random.Generator,
+    inside: Box,
+    scale: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """A random box of the given area share and width / height; ten tries, then the widest fit."""
+    area = inside.height * inside.width
+    for _ in range(10):
+        ratio = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1])))
+        target = area * rng.uniform(*scale)
+        width, height = round(float(np.sqrt(target * ratio))), round(float(np.sqrt(target / ratio)))
+        if 0 < width <= inside.width and 0 < height <= inside.height:
+            top = inside.top + int(rng.integers(inside.height - height + 1))
+            left = inside.left + int(rng.integers(inside.width - width + 1))
+            return Box(top, left, height, width)
+    ratio = min(max(inside.width / inside.height, aspect[0]), aspect[1])
+    height = min(inside.height, round(inside.width / ratio))
+    width = min(inside.width, round(inside.height * ratio))
+    return Box(
+        inside.top + (inside.height - height) // 2,
+        inside.left + (inside.width - width) // 2,
+        max(height, 1),
+        max(width, 1),
+    )

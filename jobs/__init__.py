@@ -1,0 +1,1 @@
+"""Composition root: the `dpal` command and one module per verb."""
