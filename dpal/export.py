@@ -1,0 +1,195 @@
+"""Write a trained student for others: timm's `local-dir:` folder, or ONNX; checked by features.
+
+The folder needs timm and nothing of this package: the tensors carry timm's names, `config.json`
+is timm's, and `load.py` sets the one thing timm's configuration cannot say (another number of
+heads in the last block). Every export is loaded back and compared before it may be used.
+"""
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dpal.base.errors import DataError
+from dpal.base.recipe import IMAGENET_MEAN, IMAGENET_STD, PATCH
+from dpal.model.student import Student, normalise
+from dpal.model.timm_import import timm  # noqa: F401  (load.py imports timm after this door)
+
+ARCHITECTURES = {
+    192: "vit_tiny_patch16_224",
+    384: "vit_small_patch16_224",
+    768: "vit_base_patch16_224",
+}
+TOLERANCE = 1e-4
+WEIGHTS, CONFIG, LOADER, ONNX = "model.safetensors", "config.json", "load.py", "model.onnx"
+
+LOADER_SOURCE = '''\
+"""Load this backbone with timm and nothing else.
+
+    from load import load
+    model, transform = load()
+    tokens = model.forward_features(transform(image)[None])  # [1, 1 + N, D]: CLS, then patches
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import timm
+from timm.data import create_transform, resolve_model_data_config
+
+
+def load(folder=Path(__file__).parent, **overrides):
+    """Return (model in evaluation mode, transform for a PIL image)."""
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
+    heads = json.loads((Path(folder) / "config.json").read_text())["heads_per_block"]
+    for block, count in zip(model.blocks, heads, strict=True):
+        block.attn.num_heads = count
+        block.attn.head_dim = block.attn.qkv.in_features // count
+        block.attn.scale = block.attn.head_dim**-0.5
+    return model, create_transform(**resolve_model_data_config(model), is_training=False)
+'''
+
+
+class Parity(NamedTuple):
+    """How far the exported network is from the one that was trained.
+
+    Attributes:
+        max_abs_error: largest difference of any feature value.
+        mean_abs_error: mean difference.
+        feature_scale: standard deviation of the features, to read the errors against.
+        num_images: views compared.
+    """
+
+    max_abs_error: float
+    mean_abs_error: float
+    feature_scale: float
+    num_images: int
+
+
+def timm_config(student: Student) -> dict[str, Any]:
+    """The `config.json` of a student, in the format of timm's `local-dir:` and hub loaders."""
+    height, width = student.patch_embed.img_size
+    heads = [block.attn.num_heads for block in student.blocks]
+    return {
+        "architecture": ARCHITECTURES[student.embed_dim],
+        "num_classes": 0,
+        "num_features": student.embed_dim,
+        "global_pool": "token",
+        "model_args": {
+            "img_size": [height, width],
+            "num_heads": heads[0],
+            "num_classes": 0,
+            "global_pool": "token",
+        },
+        "pretrained_cfg": {
+            "input_size": [3, height, width],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        },
+        "patch_size": PATCH,
+        "heads_per_block": heads,
+        "position_resize": student.positions,
+    }
+
+
+def write_timm(student: Student, folder: Path) -> None:
+    """Write weights, configuration and loader into an existing folder."""
+    tensors = {
+        name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in student.state_dict().items()
+    }
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(timm_config(student), indent=2) + "\n")
+    (folder / LOADER).write_text(LOADER_SOURCE)
+
+
+def write_onnx(student: Student, path: Path) -> None:
+    """Write an ONNX graph: `pixels` [B, 3, H, W], normalised, to `cls` [B, D], `patches` [B, N, D].
+
+    The batch is dynamic; height and width are the student's own.
+    """
+    height, width = student.patch_embed.img_size
+    example = torch.zeros(2, 3, height, width, device=student.cls_token.device)
+    names = ("pixels", "cls", "patches")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer warns of branches on the (fixed) image size
+        torch.onnx.export(
+            student.eval(),
+            (example,),
+            str(path),
+            input_names=list(names[:1]),
+            output_names=list(names[1:]),
+            dynamic_axes={name: {0: "batch"} for name in names},
+            opset_version=17,
+            dynamo=False,  # the other exporter needs a package more
+        )
+
+
+def check_timm(student: Student, folder: Path, views: np.ndarray) -> Parity:
+    """Load the folder through its own `load.py` and compare features of `views`.
+
+    Args:
+        views: uint8 [B, H, W, 3], at the student's input size.
+
+    Raises:
+        DataError: when any feature differs by more than `TOLERANCE`.
+    """
+    spec = importlib.util.spec_from_file_location("dpal_exported_loader", folder / LOADER)
+    assert spec is not None, folder
+    assert spec.loader is not None, folder
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    exported: nn.Module = module.load(folder)[0]
+    pixels, expected = _expected(student, views)
+    with torch.no_grad():
+        found = exported.forward_features(pixels)  # [B, 1 + N, D]
+    return _compare(found, expected, folder / WEIGHTS)
+
+
+def check_onnx(student: Student, path: Path, views: np.ndarray) -> Parity:
+    """Run the graph in ONNX Runtime and compare features of `views` [B, H, W, 3]."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    pixels, expected = _expected(student, views)
+    cls, patches = session.run(["cls", "patches"], {"pixels": pixels.numpy()})
+    found = torch.cat([torch.from_numpy(cls)[:, None], torch.from_numpy(patches)], dim=1)
+    return _compare(found, expected, path)
+
+
+@torch.no_grad()
+def _expected(student: Student, views: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Normalised pixels [B, 3, H, W] and the student's own tokens [B, 1 + N, D], fp32, CPU."""
+    student = student.cpu().float().eval()
+    pixels = normalise(torch.from_numpy(np.ascontiguousarray(views)))
+    tokens = student(pixels)
+    return pixels, torch.cat([tokens.cls[:, None], tokens.patches], dim=1)
+
+
+def _compare(found: Tensor, expected: Tensor, file: Path) -> Parity:
+    error = (found - expected).abs()
+    parity = Parity(float(error.max()), float(error.mean()), float(expected.std()), len(expected))
+    if not parity.max_abs_error <= TOLERANCE:  # also true for NaN
+        raise DataError(
+            f"{file}: features differ from the trained student by up to "
+            f"{parity.max_abs_error:.2e}; accepted is {TOLERANCE:.0e}"
+        )
+    return parity
