@@ -1,0 +1,90 @@
+"""The bytes of one record of a target cache, and the view spec it begins with.
+
+    view spec (uint16 numbers) | CLS | token scales (int8 codec) | patch codes | crc32
+
+All numbers are little-endian; all records of a kind have the same length.
+
+Legend: B records, S spec numbers, R record bytes.
+"""
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dpal.base.errors import DataError
+from dpal.views import Box, CompositeSpec, ViewSpec
+
+Kind = Literal["view", "composite"]
+Codec = Literal["int8", "fp16", "fp32"]
+SPEC_NUMBERS: Mapping[Kind, int] = {"view": 6, "composite": 22}
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where the parts of a record lie, in bytes."""
+
+    kind: Kind
+    codec: Codec
+    width: int
+    num_patches: int
+
+    @property
+    def cls_start(self) -> int:
+        """End of the view spec."""
+        return 2 * SPEC_NUMBERS[self.kind]
+
+    @property
+    def scale_start(self) -> int:
+        """End of the CLS token: fp32 with the fp32 codec, else fp16."""
+        return self.cls_start + self.width * (4 if self.codec == "fp32" else 2)
+
+    @property
+    def code_start(self) -> int:
+        """End of the token scales: one fp16 per patch with the int8 codec, else nothing."""
+        return self.scale_start + (2 * self.num_patches if self.codec == "int8" else 0)
+
+    @property
+    def crc_start(self) -> int:
+        """End of the patch codes."""
+        size = {"int8": 1, "fp16": 2, "fp32": 4}[self.codec]
+        return self.code_start + self.num_patches * self.width * size
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of a record; states the crc32 of everything before it, little-endian."""
+        return self.crc_start + 4
+
+
+def spec_numbers(spec: ViewSpec | CompositeSpec) -> np.ndarray:
+    """The explicit numbers of a spec as uint16 [S]. Raises DataError when one does not fit."""
+    if isinstance(spec, CompositeSpec):
+        views = (spec.background_view, *spec.persons)
+        boxes = [n for view in views for n in (*view.box, int(view.flip))]
+        numbers = [2, spec.background, *boxes, *(n for corner in spec.corners for n in corner), 0]
+    else:
+        numbers = [1, *spec.box, int(spec.flip)]
+    if not all(0 <= number < 1 << 16 for number in numbers):
+        raise DataError(f"view {spec} does not fit into a record: accepted are sides up to 65535")
+    return np.array(numbers, dtype=np.uint16)
+
+
+def spec_of(numbers: np.ndarray) -> ViewSpec | CompositeSpec:
+    """The spec that `spec_numbers` wrote down."""
+    plain = [int(number) for number in numbers]
+    if plain[0] == 1:
+        return ViewSpec(Box(*plain[1:5]), bool(plain[5]))
+    starts = (2, 7, 12)
+    behind, first, second = (ViewSpec(Box(*plain[i : i + 4]), bool(plain[i + 4])) for i in starts)
+    corners = ((plain[17], plain[18]), (plain[19], plain[20]))
+    return CompositeSpec(plain[1], behind, (first, second), corners)
+
+
+def damaged_rows(records: np.ndarray, layout: RecordLayout) -> list[int]:
+    """Rows of uint8 [B, R] whose crc32 does not match their content."""
+    stored = np.ascontiguousarray(records[:, layout.crc_start :]).view("<u4")[:, 0]
+    return [
+        i for i, row in enumerate(records) if zlib.crc32(row.data[: layout.crc_start]) != stored[i]
+    ]

@@ -1,0 +1,254 @@
+"""Targets: what the teacher says about a view, how it is written down and read back.
+
+A record (see `dpal.record`) is one view of one sample as bytes. The header of a cache holds what all records share: which teacher and views they belong to,
+per-channel statistics of a calibration sample, and the fixed basis of the shape mask.
+
+Legend: B records, N patches, D teacher width, S spec numbers, R record bytes. Nothing here imports
+torch before it is called with tensors, so that torch-free layers can read and write records.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpal.base.errors import DataError
+from dpal.record import Codec, Kind, RecordLayout
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpal.model.tokens import Tokens
+
+TARGET_VERSION = 1  # raise it whenever the same inputs would give other records
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class TargetDefinition:
+    """Everything that decides the content of a cache; its digest is the cache's address.
+
+    Attributes:
+        teacher: identity of the teacher (weights, tap, preprocessing, precision, versions).
+        views: `ViewPlan.describe()`.
+        codec: how tokens are stored.
+        manifest: digest of the image shards.
+        backgrounds: digest of the background pool.
+        calibration_images: images that the statistics are fitted on.
+        version: of the target definition itself.
+    """
+
+    teacher: Mapping[str, Any]
+    views: Mapping[str, Any]
+    codec: Codec
+    manifest: str
+    backgrounds: str
+    calibration_images: int
+    version: int = TARGET_VERSION
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over all fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: "TargetDefinition") -> list[str]:
+        """Dotted names of the fields in which two definitions differ, with both values."""
+        mine, theirs = (dict(_flat(json.loads(json.dumps(asdict(d))))) for d in (self, other))
+        return [
+            f"{name} ({mine.get(name)!r} against {theirs.get(name)!r})"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class TargetHeader:
+    """What all records of one cache share.
+
+    Attributes:
+        definition: what the cache is of.
+        width: D, channels of a teacher token.
+        grid: rows and columns of the patch grid of a base view.
+        composite_grid: the same of a composite.
+        patch_mean, patch_std: per-channel statistics of the patch tokens, float32 [D].
+        cls_mean, cls_std: per-channel statistics of the CLS tokens, float32 [D].
+        direction: first principal component of the patch tokens, unit length, float32 [D].
+        low, high: projections on `direction` that the shape mask maps to 0 and 1.
+        calibration_keys: SHA-256 over the keys of the calibration sample.
+    """
+
+    definition: TargetDefinition
+    width: int
+    grid: tuple[int, int]
+    composite_grid: tuple[int, int]
+    patch_mean: np.ndarray
+    patch_std: np.ndarray
+    cls_mean: np.ndarray
+    cls_std: np.ndarray
+    direction: np.ndarray
+    low: float
+    high: float
+    calibration_keys: str
+
+    @property
+    def digest(self) -> str:
+        """Address of the cache that this header belongs to."""
+        return self.definition.digest
+
+    def layout(self, kind: Kind) -> "RecordLayout":
+        """Byte layout of the records of base views or of composites."""
+        rows, columns = self.grid if kind == "view" else self.composite_grid
+        return RecordLayout(kind, self.definition.codec, self.width, rows * columns)
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON; floats survive exactly, so equal headers give equal bytes."""
+        plain = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in ((f.name, getattr(self, f.name)) for f in fields(self))
+        }
+        plain["definition"] = asdict(self.definition)
+        return json.dumps({"digest": self.digest, **plain}, sort_keys=True, indent=1).encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> "TargetHeader":
+        """Read what `to_json` wrote. Raises DataError when it is damaged."""
+        try:
+            plain = json.loads(data)
+            digest = plain.pop("digest")
+            plain["definition"] = TargetDefinition(**plain["definition"])
+            for name in ("patch_mean", "patch_std", "cls_mean", "cls_std", "direction"):
+                plain[name] = np.asarray(plain[name], dtype=np.float32)
+                if plain[name].shape != (plain["width"],):
+                    raise ValueError(name)
+            plain["grid"] = tuple(plain["grid"])
+            plain["composite_grid"] = tuple(plain["composite_grid"])
+            header = TargetHeader(**plain)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"target header is damaged: {type(error).__name__} {error}") from None
+        if header.digest != digest:
+            raise DataError(
+                f"target header says digest {digest} but its definition has {header.digest}; "
+                "the header was edited or is of another version"
+            )
+        return header
+
+
+def encode_batch(
+    cls: np.ndarray, patches: np.ndarray, specs: np.ndarray, header: TargetHeader, kind: Kind
+) -> np.ndarray:
+    """Records of a batch: uint8 [B, R].
+
+    The int8 codec normalises every channel with the header's statistics, then gives each token
+    one fp16 scale (largest magnitude / 127): outlier channels of a raw ViT would eat the range.
+
+    Args:
+        cls: float32 [B, D].
+        patches: float32 [B, N, D].
+        specs: uint16 [B, S], see `spec_numbers`.
+
+    Raises:
+        DataError: when a token is not finite or does not fit into the codec.
+    """
+    layout, size = header.layout(kind), len(cls)
+    assert patches.shape == (size, layout.num_patches, layout.width), patches.shape
+    records = np.empty((size, layout.num_bytes), dtype=np.uint8)
+    records[:, : layout.cls_start] = _bytes(specs, "<u2")
+    wide = "<f4" if layout.codec == "fp32" else "<f2"
+    with np.errstate(over="ignore", invalid="ignore"):
+        records[:, layout.cls_start : layout.scale_start] = _finite(cls, wide, kind)
+        if layout.codec == "int8":
+            normal = (patches - header.patch_mean) / header.patch_std  # [B, N, D]
+            scales = (np.abs(normal).max(axis=2) / np.float32(127)).astype("<f2")  # [B, N]
+            records[:, layout.scale_start : layout.code_start] = _finite(scales, "<f2", kind)
+            steps = np.where(scales > 0, scales, 1).astype(np.float32)[:, :, None]
+            codes = np.clip(np.rint(normal / steps), -127, 127).astype(np.int8)
+            records[:, layout.code_start : layout.crc_start] = _bytes(codes, "i1")
+        else:
+            records[:, layout.code_start : layout.crc_start] = _finite(patches, wide, kind)
+    crcs = np.array([zlib.crc32(row.data[: layout.crc_start]) for row in records], dtype=np.uint32)
+    records[:, layout.crc_start :] = _bytes(crcs[:, None], "<u4")
+    return records
+
+
+def decode_batch(
+    records: "np.ndarray | torch.Tensor",
+    header: TargetHeader,
+    kind: Kind,
+    device: "torch.device | str | None" = None,
+) -> "Tokens":
+    """Tokens of a batch of records, float32, dequantised on `device` (default: where they are).
+
+    Args:
+        records: uint8 [B, R] of one kind.
+    """
+    import torch
+
+    from dpal.model.tokens import Tokens
+
+    layout = header.layout(kind)
+    raw = torch.as_tensor(records).to(device) if device is not None else torch.as_tensor(records)
+    if raw.dtype != torch.uint8 or raw.ndim != 2 or raw.shape[1] != layout.num_bytes:
+        raise DataError(
+            f"{kind} records are {raw.dtype} {tuple(raw.shape)}: "
+            f"accepted is uint8 [batch, {layout.num_bytes}]"
+        )
+
+    def part(start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        return raw[:, start:stop].contiguous().view(dtype).float()
+
+    wide = torch.float32 if layout.codec == "fp32" else torch.float16
+    cls = part(layout.cls_start, layout.scale_start, wide)  # [B, D]
+    if layout.codec != "int8":
+        patches = part(layout.code_start, layout.crc_start, wide)
+        return Tokens(cls, patches.unflatten(1, (layout.num_patches, layout.width)))
+    scales = part(layout.scale_start, layout.code_start, torch.float16)  # [B, N]
+    patches = part(layout.code_start, layout.crc_start, torch.int8)
+    patches = patches.unflatten(1, (layout.num_patches, layout.width))  # [B, N, D]
+    std = torch.as_tensor(header.patch_std, device=raw.device)
+    mean = torch.as_tensor(header.patch_mean, device=raw.device)
+    return Tokens(cls, patches.mul_(scales[:, :, None]).mul_(std).add_(mean))
+
+
+def shape_mask(patches: "torch.Tensor", header: TargetHeader) -> "torch.Tensor":
+    """Shape mask in 0..1, bright on the person, float32 [B, N, 1] (method: 2, local term).
+
+    One basis for the whole cache replaces the reference's fit per batch: a token has the same mask
+    in every batch, on every rank, cached or online.
+
+    Args:
+        patches: teacher tokens of base views [B, N, D].
+    """
+    import torch
+
+    direction = torch.as_tensor(header.direction, device=patches.device)
+    projection = patches.float() @ direction  # [B, N]
+    mask = (projection - header.low) / (header.high - header.low)
+    return mask.clamp(0, 1).unsqueeze(-1)
+
+
+def _finite(values: np.ndarray, dtype: str, kind: Kind) -> np.ndarray:
+    stored = values.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise DataError(
+            f"a teacher token of a {kind} is not finite or too large for {np.dtype(dtype).name}; "
+            "set cache.codec=fp32, or check the teacher's weights and precision"
+        )
+    return _bytes(stored, dtype)
+
+
+def _bytes(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Little-endian bytes of every row: uint8 [B, bytes]."""
+    plain = np.ascontiguousarray(values.astype(dtype, copy=False))
+    return plain.reshape(len(plain), -1).view(np.uint8)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for name, inner in value.items():
+        yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
