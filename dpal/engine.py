@@ -1,0 +1,216 @@
+"""DeepSpeed behind five verbs: forward_backward, step, reduce, state, close.
+
+ZeRO may cut parameters and optimiser moments over the ranks in any way; what leaves the engine
+(`state`) and what enters it (`restored`) is whole, in float32, and by parameter name. A run can
+therefore be resumed at another world size or ZeRO stage.
+"""
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpal.base.recipe import Train
+from dpal.optim import build_optimizer
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Everything the optimiser needs to go on, whole and by parameter name.
+
+    Attributes:
+        step: optimiser steps done.
+        parameters: float32 master weights.
+        exp_avg: Adam's first moments.
+        exp_avg_sq: Adam's second moments.
+    """
+
+    step: int
+    parameters: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class World:
+    """Place of this process among all ranks."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read RANK, WORLD_SIZE and LOCAL_RANK; a lone process is rank 0 of 1."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            size=int(os.environ.get("WORLD_SIZE", "1")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        )
+
+
+class Engine:
+    """A module, its optimiser and its data-parallel group.
+
+    Args:
+        module: holds every trained parameter; its forward returns an object with `.total`.
+        spec: the `train` section of a recipe.
+        world: place of this process.
+        restored: state to go on from.
+    """
+
+    def __init__(
+        self, module: nn.Module, spec: Train, world: World, restored: EngineState | None = None
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        _initialise_distributed(deepspeed, world)
+        if restored is not None:
+            module.load_state_dict(restored.parameters, strict=True)
+        self.world = world
+        self.accumulation = spec.global_batch // (spec.micro_batch * world.size)
+        self._names = {id(p): name for name, p in module.named_parameters()}
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(module, spec),
+            config=_config(spec, self.accumulation),
+        )
+        self.device = self._engine.device
+        self._steps_done = restored.step if restored is not None else 0
+        optimizer = self._engine.optimizer
+        self._sharded = hasattr(optimizer, "optimizer")  # a ZeRO optimiser wraps AdamW
+        self._adam = optimizer.optimizer if self._sharded else optimizer
+        self._create_adam_states(self._steps_done)
+        if restored is not None:
+            self._restore_moments(restored)
+
+    def forward_backward(self, *inputs: Any) -> Any:
+        """Run the module on one micro-batch, add its gradients, and return its output."""
+        output = self._engine(*inputs)
+        self._engine.backward(output.total)
+        return output
+
+    def step(self, lr: float, *, last_micro_batch: bool) -> None:
+        """Count one micro-batch; update the parameters after the last one of a global batch."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        self._steps_done += last_micro_batch
+
+    def reduce(self, values: Tensor, *, average: bool) -> Tensor:
+        """Sum (or mean) of a small tensor over all ranks."""
+        if self.world.size > 1:
+            values = values.to(self.device)
+            torch.distributed.all_reduce(values)
+        return values / self.world.size if average else values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world.size > 1:
+            torch.distributed.barrier()
+
+    def state(self) -> EngineState:
+        """The whole state, gathered from all ranks (every rank must call it)."""
+        parts: dict[str, dict[str, Tensor]] = {key: {} for key in ("", *_MOMENTS)}
+        for parameter in self._engine.module.parameters():
+            name = self._names[id(parameter)]
+            for key, part in parts.items():
+                whole = self._whole(parameter, key)
+                if self.world.rank == 0:
+                    part[name] = whole.detach().float().cpu().clone()
+        return EngineState(self._steps_done, parts[""], parts["exp_avg"], parts["exp_avg_sq"])
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._engine.destroy()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _whole(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if not self._sharded:
+            return self._adam.state[parameter][moment] if moment else parameter.data
+        if moment:
+            return safe_get_full_optimizer_state(parameter, moment)
+        return safe_get_full_fp32_param(parameter)
+
+    def _create_adam_states(self, step: int) -> None:
+        """Give every (shard of a) parameter the state AdamW would create in its first step.
+
+        Left to itself, ZeRO 1 and 2 link the states of the first parameter group only.
+        """
+        stage = self._engine.zero_optimization_stage()
+        shards = [p for group in self._adam.param_groups for p in group["params"]]
+        if stage == 3:
+            shards = self._engine.optimizer.fp32_partitioned_groups_flat
+        for shard in shards:
+            self._adam.state[shard] = {
+                "step": torch.tensor(float(step)),
+                **{moment: torch.zeros_like(shard) for moment in _MOMENTS},
+            }
+        if stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _restore_moments(self, restored: EngineState) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        for parameter in self._engine.module.parameters():
+            name = self._names[id(parameter)]
+            for moment in _MOMENTS:
+                value = getattr(restored, moment)[name].to(self.device)
+                if self._sharded:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+                else:
+                    self._adam.state[parameter][moment].copy_(value)
+
+
+def _config(spec: Train, accumulation: int) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        # Autocast keeps float32 master weights at every stage; DeepSpeed's own bf16 mode drifts
+        # by about .02 at stage 0.
+        "torch_autocast": {"enabled": spec.precision == "bf16", "dtype": "bfloat16"},
+        "zero_optimization": {"stage": spec.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "gradient_clipping": 0.0,
+        "steps_per_print": 10**9,
+    }
+
+
+def _import_deepspeed() -> Any:
+    """Import DeepSpeed quietly, without the JIT builds it would start on a CPU."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DS_LOG_LEVEL", "warning")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # The shared-memory all-reduce is compiled at start-up (about a minute) and saves little.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _initialise_distributed(deepspeed: Any, world: World) -> None:
+    if world.size == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.update(
+        RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank)
+    )
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
