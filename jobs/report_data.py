@@ -1,0 +1,207 @@
+"""What a report shows, read from a run folder: events, scores, export, pictures.
+
+Whatever is absent is None or empty; whatever is half written (a run that was killed) is skipped.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpal.base.layout import RunLayout
+from dpal.base.recipe import Recipe
+from jobs.preview_index import Preview, read_previews
+
+LOSS_TERMS = ("identity", "shape", "relation", "router", "expert")
+PATTERNS = ("identity", "shape", "relation")
+MODELS = ("untrained", "student", "teacher")
+
+
+class Step(NamedTuple):
+    """One logged step; a value the trainer did not write is NaN."""
+
+    step: int
+    time: float
+    loss: float
+    identity: float
+    shape: float
+    relation: float
+    router: float
+    expert: float
+    lr: float
+    data_s: float
+    step_s: float
+    images_per_s: float
+    router_probability: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class History:
+    """The training run as its log tells it.
+
+    Attributes:
+        steps: ascending, one row a step; of a repeated step the last row counts.
+        checkpoint_seconds: time each commit took.
+        num_student, num_decoder: parameters; 0 when unknown.
+        world_sizes: of every start, in order; more than one entry means the run was resumed.
+        finished: the last run ended with "done".
+    """
+
+    steps: tuple[Step, ...] = ()
+    checkpoint_seconds: tuple[float, ...] = ()
+    num_student: int = 0
+    num_decoder: int = 0
+    world_sizes: tuple[int, ...] = ()
+    finished: bool = False
+
+
+class Score(NamedTuple):
+    """One metric of one task, in percent, for each model that was scored."""
+
+    task: str
+    data: str
+    metric: str
+    untrained: float | None
+    student: float | None
+    teacher: float | None
+
+    @property
+    def gap_closed(self) -> float | None:
+        """Share of the way from untrained to teacher that the student covers, in percent."""
+        if self.untrained is None or self.student is None or self.teacher is None:
+            return None
+        if self.teacher - self.untrained <= 0:
+            return None
+        return 100 * (self.student - self.untrained) / (self.teacher - self.untrained)
+
+
+class Export(NamedTuple):
+    """The exported folder: where it is and how far it is from the trained student."""
+
+    folder: str
+    step: int
+    max_abs_error: float
+    num_bytes: int
+    onnx: bool
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """Everything a report shows; `digest` covers all of it."""
+
+    recipe: Recipe
+    history: History
+    scores: tuple[Score, ...]
+    previews: tuple[Preview, ...]
+    preview_problem: str
+    router: tuple[tuple[float, ...], ...]
+    export: Export | None
+    digest: str
+
+
+def gather(recipe: Recipe, preview_problem: str = "", version: str = "") -> ReportInputs:
+    """Read the run folder of `recipe`; `preview_problem` says why pictures are missing, if so."""
+    layout = RunLayout(recipe.run_dir)
+    previews = read_previews(layout.previews)
+    files = [layout.events, layout.evaluation, layout.export / "parity.json"]
+    files += [layout.previews / "index.json", layout.export / "onnx.json"]
+    hashed = hashlib.sha256(f"{version}\n{preview_problem}\n{recipe.to_yaml()}".encode())
+    for file in files:
+        content = file.read_bytes() if file.is_file() else b""
+        hashed.update(hashlib.sha256(content).digest())
+    return ReportInputs(
+        recipe=recipe,
+        history=read_history(layout.events),
+        scores=read_scores(layout.evaluation),
+        previews=previews.previews if previews else (),
+        preview_problem=preview_problem,
+        router=previews.router if previews else (),
+        export=_read_export(layout.export),
+        digest=hashed.hexdigest()[:16],
+    )
+
+
+def read_history(path: Path) -> History:
+    """Read `events.jsonl`, also of a run that was killed and resumed."""
+    steps: dict[int, Step] = {}
+    seconds: list[float] = []
+    worlds: list[int] = []
+    parameters: dict[str, int] = {}
+    finished = False
+    for row in _rows(path):
+        event = row.get("event")
+        if event == "step":
+            steps[int(row["step"])] = _step(row)
+        elif event == "checkpoint" and "seconds" in row:
+            seconds.append(float(row["seconds"]))
+        elif event == "start":
+            worlds.append(int(row.get("world_size", 1)))
+            parameters = row.get("num_parameters") or parameters
+        finished = event == "done"
+    return History(
+        steps=tuple(steps[number] for number in sorted(steps)),
+        checkpoint_seconds=tuple(seconds),
+        num_student=int(parameters.get("student", 0)),
+        num_decoder=int(parameters.get("decoder", 0)),
+        world_sizes=tuple(worlds),
+        finished=finished,
+    )
+
+
+def read_scores(path: Path) -> tuple[Score, ...]:
+    """Read `evaluation.json`, one row a task and metric, in the order of the file."""
+    table: dict[tuple[str, str, str], dict[str, float]] = {}
+    for entry in _json(path, []):
+        for metric, value in entry.get("metrics", {}).items():
+            key = (entry.get("task", ""), entry.get("data", ""), metric)
+            table.setdefault(key, {})[entry.get("model", "")] = float(value)
+    return tuple(
+        Score(*key, *(models.get(model) for model in MODELS)) for key, models in table.items()
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line cut short by a kill; the step is written again after the resume
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _step(row: dict[str, Any]) -> Step:
+    def number(name: str) -> float:
+        value = row.get(name)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    router = [*(row.get("router_probability") or ()), math.nan, math.nan, math.nan][:3]
+    plain = [number(name) for name in Step._fields[1:-1]]
+    return Step(int(row["step"]), *plain, (router[0], router[1], router[2]))
+
+
+def _read_export(folder: Path) -> Export | None:
+    parity = _json(folder / "parity.json", None)
+    weights = folder / "model.safetensors"
+    if not isinstance(parity, dict) or not weights.is_file():
+        return None
+    return Export(
+        folder=str(folder),
+        step=int(parity.get("step", 0)),
+        max_abs_error=float(parity.get("max_abs_error", math.nan)),
+        num_bytes=weights.stat().st_size,
+        onnx=(folder / "model.onnx").is_file(),
+    )
+
+
+def _json(path: Path, default: Any) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return default

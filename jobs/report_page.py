@@ -1,0 +1,162 @@
+"""The report as one HTML page that needs nothing else: pictures, styles, values are inside."""
+
+import base64
+import io
+from html import escape
+from importlib.resources import files
+
+from PIL import Image
+
+from jobs.report_data import ReportInputs, Score
+from jobs.report_numbers import number_of, tiles
+from jobs.report_training import training_section
+
+SECURITY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+)
+DIGEST_META = "dpal-inputs"
+METRIC_NAMES = {
+    "map": "mAP",
+    "mAP": "mAP",
+    "rank1": "rank-1",
+    "rank5": "rank-5",
+    "rank10": "rank-10",
+    "miou": "mIoU",
+    "mIoU": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+TASK_NAMES = {"reid": "Person re-identification", "parsing": "Human parsing"}
+
+
+def asset(name: str) -> str:
+    """Text of a file of `jobs/page/`."""
+    return files("jobs").joinpath("page", name).read_text()
+
+
+def page(inputs: ReportInputs) -> str:
+    """The whole page."""
+    name = escape(inputs.recipe.name)
+    sections = {
+        "results": ("Results", _results(inputs)),
+        "views": ("What the student sees", _pictures(inputs, "views", "composites", "parts")),
+        "features": ("What it learned", _pictures(inputs, "masks", "features", "similarity")),
+        "training": ("Training", training_section(inputs)),
+        "use": ("Use the backbone", _use(inputs)),
+        "recipe": ("Recipe", _recipe(inputs)),
+    }
+    links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _body) in sections.items())
+    bodies = "".join(
+        f'<section id="{key}"><h2>{title}</h2>{body}</section>'
+        for key, (title, body) in sections.items()
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{SECURITY}">'
+        f'<meta name="{DIGEST_META}" content="{inputs.digest}">'
+        f'<title>{name} · dpal report</title><link rel="icon" href="data:,">'
+        f"<style>{asset('report.css')}</style></head><body><main>"
+        f'<header><p class="eyebrow">dpal pretraining report</p><h1>{name}</h1>'
+        f'<p class="lead">{_lead(inputs)}</p></header><nav>{links}</nav>'
+        f'<div class="tiles">{tiles(inputs)}</div>{bodies}'
+        f"<footer>Everything on this page is inside this file; it opens without a network. "
+        f"Recipe digest <code>{inputs.recipe.digest()}</code>.</footer>"
+        f"</main><script>{asset('report.js')}</script></body></html>\n"
+    )
+
+
+def _lead(inputs: ReportInputs) -> str:
+    recipe, history = inputs.recipe, inputs.history
+    student = {"vit_tiny": "ViT-Ti/16", "vit_small": "ViT-S/16", "vit_base": "ViT-B/16"}
+    teacher = {
+        "taught": "a teacher taught on labelled synthetic persons",
+        "timm": f"the frozen teacher <b>{escape(getattr(recipe.teacher, 'name', ''))}</b>",
+        "onnx": "a frozen ONNX teacher",
+    }[recipe.teacher.kind]
+    steps = f"{history.steps[-1].step:,} steps" if history.steps else "no step yet"
+    state = "" if history.finished or not history.steps else " The run is not finished."
+    return (
+        f"A <b>{student[recipe.student.name]}</b> backbone for images of persons "
+        f"({recipe.student.height} × {recipe.student.width} pixels), pretrained without labels to "
+        f"agree with {teacher}: {steps} of {recipe.train.global_batch:,} samples.{state}"
+    )
+
+
+def _results(inputs: ReportInputs) -> str:
+    if not inputs.scores:
+        return _missing("No scores yet: run <code>dpal evaluate</code> on this recipe.")
+    rows = "".join(_score_row(score) for score in inputs.scores)
+    return (
+        '<p class="intro">The backbones stay frozen; each task reads their features. '
+        "<b>Untrained</b> is the same student with its random start weights, <b>teacher</b> the "
+        "network it learned from. The last column tells how much of the way between these two the "
+        "student has come.</p>"
+        '<div class="box"><table class="scores"><thead><tr><th>Task and metric</th>'
+        "<th>Untrained</th><th>Student</th><th>Teacher</th><th>Way covered</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _score_row(score: Score) -> str:
+    task = TASK_NAMES.get(score.task, score.task)
+    metric = METRIC_NAMES.get(score.metric, score.metric.replace("_", " "))
+    closed = "–" if score.gap_closed is None else f"{score.gap_closed:.0f}&nbsp;%"
+    return (
+        f"<tr><td>{escape(task)}, {escape(metric)}</td><td>{number_of(score.untrained)}</td>"
+        f'<td class="best">{number_of(score.student)}</td><td>{number_of(score.teacher)}</td>'
+        f"<td>{closed}</td></tr>"
+    )
+
+
+def _pictures(inputs: ReportInputs, *kinds: str) -> str:
+    chosen = [preview for preview in inputs.previews if preview.kind in kinds]
+    if not chosen:
+        reason = escape(inputs.preview_problem) or "run <code>dpal preview</code> on this recipe"
+        return _missing(f"No pictures yet: {reason}.")
+    return "".join(
+        f'<figure class="plate"><div class="scroll"><img alt="{escape(preview.title, quote=True)}" '
+        f'src="{_data_uri(preview.file.read_bytes())}"></div><figcaption>'
+        f"<b>{escape(preview.title)}.</b> {escape(preview.caption)}</figcaption></figure>"
+        for preview in chosen
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    """A picture as a WebP data URI: a quarter of the PNG's bytes."""
+    packed = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(packed, "WEBP", quality=88, method=4)
+    return "data:image/webp;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def _use(inputs: ReportInputs) -> str:
+    export = inputs.export
+    if export is None:
+        return _missing("Nothing exported yet: run <code>dpal export</code> on this recipe.")
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {export.folder!r})\n"
+        "from load import load          # needs timm, nothing of dpal\n"
+        "from PIL import Image\n\n"
+        "model, transform = load()\n"
+        'pixels = transform(Image.open("person.jpg").convert("RGB"))[None]\n'
+        "tokens = model.forward_features(pixels)   # [1, 1 + N, D]: CLS, then patch tokens"
+    )
+    onnx = " An ONNX graph lies beside it." if export.onnx else ""
+    return (
+        f'<p class="intro">The export of step {export.step:,} is a folder of '
+        f"{export.num_bytes / 1e6:.1f} MB with timm's own tensor names. It was loaded back and "
+        f"compared on real views: no feature differs by more than {export.max_abs_error:.1e}."
+        f'{onnx}</p><div class="box"><pre>{escape(code)}</pre></div>'
+    )
+
+
+def _recipe(inputs: ReportInputs) -> str:
+    return (
+        '<p class="intro">Every value of the run, defaults included; secrets are masked.</p>'
+        '<details class="box"><summary>Resolved recipe</summary>'
+        f"<pre>{escape(inputs.recipe.to_yaml())}</pre></details>"
+    )
+
+
+def _missing(sentence: str) -> str:
+    return f'<p class="missing">{sentence}</p>'
