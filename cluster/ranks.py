@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from dpal.base.errors import EXIT_BUG, EXIT_DONE, EXIT_RUN_AGAIN
+from dpal.base.errors import EXIT_BUG, EXIT_DONE, EXIT_RUN_AGAIN, ConfigError
 
 GRACE_SECONDS = 20.0
 POLL_SECONDS = 0.05
@@ -29,25 +29,33 @@ def spawn_ranks(
 ) -> int:
     """Run `argv` as `processes` ranks of one node and return the worst exit code.
 
-    Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT (a
-    free port). It leads a session of its own, so a Ctrl-C reaches it once: SIGTERM, SIGINT and
-    SIGUSR1 are passed on from here. A rank that ends with a code other than 0 and 75 takes the
-    others with it: SIGTERM, then SIGKILL after the grace. Its code is the answer (a death by a
-    signal is 1, by the very signal that was passed on 75); else 75 if a rank asks for it; else 0.
+    Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. It
+    leads a session of its own, so a Ctrl-C reaches it once: SIGTERM, SIGINT and SIGUSR1 are passed
+    on from here. A rank that ends with a code other than 0 and 75 takes the others with it:
+    SIGTERM, then SIGKILL after the grace. Its code is the answer (a death by a signal is 1, by the
+    very signal that was passed on 75); else 75 if a rank asks for it; else 0.
+
+    One node of several is told so by NUM_NODES, NODE_RANK, MASTER_ADDR and MASTER_PORT in its
+    environment (see `num_nodes`); a single node meets on a free port of the loopback interface.
 
     Args:
         argv: program and arguments, no shell.
-        processes: number of ranks, at least 1.
+        processes: number of ranks on this node, at least 1.
         env: variables added to those of this process.
         grace_s: seconds between SIGTERM and SIGKILL.
+
+    Raises:
+        ConfigError: NUM_NODES says that there are others, but not where they meet.
     """
     assert processes >= 1, "a node runs at least one rank"
-    shared = {**os.environ, **(env or {}), **_rendezvous(processes)}
+    given = {**os.environ, **(env or {})}
+    shared = {**given, **_rendezvous(processes, given)}
+    first = processes * int(given.get("NODE_RANK", "0")) if num_nodes(given) > 1 else 0
     ranks: list[subprocess.Popen[bytes]] = []
     with _recorded_signals() as received:
         try:
             for rank in range(processes):
-                numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                numbers = {"RANK": str(first + rank), "LOCAL_RANK": str(rank)}
                 ranks.append(_start(argv, {**shared, **numbers}))
             return _wait(ranks, received)
         finally:
@@ -70,6 +78,11 @@ def free_port() -> int:
         return port
 
 
+def num_nodes(env: Mapping[str, str] | None = None) -> int:
+    """Number of nodes of this job: NUM_NODES in the environment, 1 without it."""
+    return int((os.environ if env is None else env).get("NUM_NODES", "1"))
+
+
 @contextmanager
 def _recorded_signals() -> Iterator[list[int]]:
     """Collect the stop signals of this process in a list instead of dying from them."""
@@ -85,32 +98,36 @@ def _recorded_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _rendezvous(processes: int) -> dict[str, str]:
-    return {
-        "WORLD_SIZE": str(processes),
-        "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
+def _rendezvous(processes: int, given: Mapping[str, str]) -> dict[str, str]:
+    nodes = num_nodes(given)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    if nodes > 1:
+        for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in given:
+                raise ConfigError(f"NUM_NODES={nodes} is set without {name}; set both or none")
+        place = {name: given[name] for name in place}
+    sizes = {"WORLD_SIZE": str(nodes * processes), "LOCAL_WORLD_SIZE": str(processes)}
+    return {**sizes, **place}
 
 
 def _start(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        argv, env=dict(env), start_new_session=True, preexec_fn=_death_with_parent()
+        argv, env=dict(env), start_new_session=True, preexec_fn=die_with_parent(signal.SIGKILL)
     )
 
 
-def _death_with_parent() -> Callable[[], None] | None:
-    """Ask the kernel to kill a rank whose launcher was killed: two runs must not write one folder.
+def die_with_parent(number: int) -> Callable[[], None] | None:
+    """A `preexec_fn` that has the kernel send `number` to the child when its parent is killed.
 
-    Only Linux has this (prctl PR_SET_PDEATHSIG), and only the main thread lives long enough.
+    Without it the ranks of a killed launcher go on, and a second run writes beside them. Only
+    Linux has this (prctl PR_SET_PDEATHSIG), and only the main thread lives long enough.
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return None
     libc = ctypes.CDLL(None)
 
     def set_signal() -> None:
-        libc.prctl(1, int(signal.SIGKILL), 0, 0, 0)
+        libc.prctl(1, int(number), 0, 0, 0)
 
     return set_signal
 

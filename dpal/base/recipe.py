@@ -269,6 +269,9 @@ class Job(Section):
     partition: str = Field("", description="Slurm partition; empty: the cluster's default")
     namespace: str = Field("default", description="Kubernetes namespace")
     image: str = Field("dpal:latest", description="container image (Kubernetes)")
+    volume: str = Field(
+        "dpal-runs", description="PersistentVolumeClaim that holds run folders (Kubernetes)"
+    )
     setup: str = Field("", description="shell line run on the node first (Slurm)")
 
 
