@@ -19,14 +19,12 @@ def fit_header(
     cls: np.ndarray,
     patches: np.ndarray,
     keys: Sequence[str],
-    grid: tuple[int, int],
-    composite_grid: tuple[int, int],
 ) -> TargetHeader:
     """Header fitted on the calibration sample's base views.
 
     Args:
         cls: float32 [M, D].
-        patches: float32 [M, N, D], row-major on `grid`.
+        patches: float32 [M, N, D], row-major on the base grid.
         keys: sample keys, in order [M].
 
     Raises:
@@ -41,14 +39,12 @@ def fit_header(
     cls_mean, cls_std = cls.mean(0, dtype=np.float64), cls.std(0, dtype=np.float64)
     direction = np.linalg.eigh(covariance)[1][:, -1]  # [D], largest eigenvalue
     projection = patches.astype(np.float64) @ direction  # [M, N]
-    if _centre_minus_border(projection.mean(0).reshape(grid)) < 0:
+    if _centre_minus_border(projection.mean(0).reshape(definition.grid)) < 0:
         direction, projection = -direction, -projection
     low, high = np.percentile(projection, PERCENTILES)
     return TargetHeader(
         definition=definition,
         width=patches.shape[-1],
-        grid=grid,
-        composite_grid=composite_grid,
         patch_mean=patch_mean.astype(np.float32),
         patch_std=_floor(np.sqrt(variance)),
         cls_mean=cls_mean.astype(np.float32),

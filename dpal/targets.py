@@ -1,6 +1,7 @@
 """Targets: what the teacher says about a view, how it is written down and read back.
 
-A record (see `dpal.record`) is one view of one sample as bytes. The header of a cache holds what all records share: which teacher and views they belong to,
+A record (see `dpal.record`) is one view of one sample as bytes. The header of a cache holds what
+all records share: which teacher and views they belong to,
 per-channel statistics of a calibration sample, and the fixed basis of the shape mask.
 
 Legend: B records, N patches, D teacher width, S spec numbers, R record bytes. Nothing here imports
@@ -35,6 +36,8 @@ class TargetDefinition:
     Attributes:
         teacher: identity of the teacher (weights, tap, preprocessing, precision, versions).
         views: `ViewPlan.describe()`.
+        grid: rows and columns of the patch grid of a base view.
+        composite_grid: the same of a composite.
         codec: how tokens are stored.
         manifest: digest of the image shards.
         backgrounds: digest of the background pool.
@@ -44,6 +47,8 @@ class TargetDefinition:
 
     teacher: Mapping[str, Any]
     views: Mapping[str, Any]
+    grid: tuple[int, int]
+    composite_grid: tuple[int, int]
     codec: Codec
     manifest: str
     backgrounds: str
@@ -72,8 +77,6 @@ class TargetHeader:
     Attributes:
         definition: what the cache is of.
         width: D, channels of a teacher token.
-        grid: rows and columns of the patch grid of a base view.
-        composite_grid: the same of a composite.
         patch_mean, patch_std: per-channel statistics of the patch tokens, float32 [D].
         cls_mean, cls_std: per-channel statistics of the CLS tokens, float32 [D].
         direction: first principal component of the patch tokens, unit length, float32 [D].
@@ -83,8 +86,6 @@ class TargetHeader:
 
     definition: TargetDefinition
     width: int
-    grid: tuple[int, int]
-    composite_grid: tuple[int, int]
     patch_mean: np.ndarray
     patch_std: np.ndarray
     cls_mean: np.ndarray
@@ -101,7 +102,8 @@ class TargetHeader:
 
     def layout(self, kind: Kind) -> "RecordLayout":
         """Byte layout of the records of base views or of composites."""
-        rows, columns = self.grid if kind == "view" else self.composite_grid
+        view = kind == "view"
+        rows, columns = self.definition.grid if view else self.definition.composite_grid
         return RecordLayout(kind, self.definition.codec, self.width, rows * columns)
 
     def to_json(self) -> bytes:
@@ -119,13 +121,13 @@ class TargetHeader:
         try:
             plain = json.loads(data)
             digest = plain.pop("digest")
-            plain["definition"] = TargetDefinition(**plain["definition"])
+            inner = plain["definition"]
+            grids = {name: tuple(inner[name]) for name in ("grid", "composite_grid")}
+            plain["definition"] = TargetDefinition(**{**inner, **grids})
             for name in ("patch_mean", "patch_std", "cls_mean", "cls_std", "direction"):
                 plain[name] = np.asarray(plain[name], dtype=np.float32)
                 if plain[name].shape != (plain["width"],):
                     raise ValueError(name)
-            plain["grid"] = tuple(plain["grid"])
-            plain["composite_grid"] = tuple(plain["composite_grid"])
             header = TargetHeader(**plain)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"target header is damaged: {type(error).__name__} {error}") from None

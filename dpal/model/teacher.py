@@ -1,0 +1,196 @@
+"""Frozen teachers: uint8 views in, one global vector and a patch map on the student's grid out.
+
+A `Teacher` wraps a network (timm or ONNX) with everything a recipe decides: input size, pixel
+statistics, and the grid of the targets. `teacher_identity` says who it is without building it.
+
+Legend: B images, H x W view pixels, D teacher width, N student patches.
+"""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dpal.base.errors import ConfigError, DataError
+from dpal.base.recipe import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OnnxTeacher,
+    TaughtTeacher,
+    TimmTeacher,
+)
+from dpal.model import onnx_teacher, timm_teacher
+from dpal.model.tokens import Tokens
+
+TEACHER_VERSION = 1  # raise it whenever the same weights and pixels would give other tokens
+Spec = TaughtTeacher | TimmTeacher | OnnxTeacher
+
+
+class Network(Protocol):
+    """A frozen network: normalised float [B, 3, h, w] to CLS [B, D] and a map [B, D, gh, gw].
+
+    `multiple` is what h and w must be a multiple of.
+    """
+
+    width: int
+    multiple: int
+
+    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]: ...
+    def to(self, device: torch.device) -> None: ...
+
+
+class Teacher:
+    """A frozen teacher as a `FrozenBackbone`.
+
+    A view is resized (bicubic, antialiased) by the factors that bring a base view to
+    the teacher's input, so a square composite stays square in the teacher's scale. A map on
+    another grid than the student's is resampled (bilinear, antialiased); an equal one is untouched.
+
+    Attributes:
+        width: D.
+        stride: pixels of a view behind one target token, in both directions.
+        identity: everything besides the views that decides the tokens.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        identity: dict[str, Any],
+        *,
+        stride: int,
+        view_size: tuple[int, int],
+    ) -> None:
+        self.network, self.identity = network, identity
+        self.width, self.stride, self.view_size = network.width, stride, view_size
+        self.input: tuple[int, int] = tuple(identity["input"])
+        for side in (*self.input, *self.input_size((view_size[0], view_size[0]))):
+            if side % network.multiple:
+                raise ConfigError(
+                    f"teacher.input={list(self.input)}: with views of {list(view_size)} the "
+                    f"teacher sees a side of {side} pixels; accepted are multiples of "
+                    f"{network.multiple} for the base view and the square composite"
+                )
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device | str) -> "Teacher":
+        """Move the network to `device` and return self."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width that a view of `size` is fed with."""
+        pairs = zip(size, self.input, self.view_size, strict=True)
+        height, width = (round(side * fed / base) for side, fed, base in pairs)
+        return height, width
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tokens:
+        """Tokens of uint8 views [B, H, W, 3], float32, on the teacher's device."""
+        size = (pixels.shape[1], pixels.shape[2])
+        planes = pixels.to(self.device).permute(0, 3, 1, 2).float()  # [B, 3, H, W]
+        fed = self.input_size(size)
+        if fed != size:
+            planes = F.interpolate(planes, fed, mode="bicubic", antialias=True).clamp_(0, 255)
+        mean = planes.new_tensor(self.identity["mean"]).mul(255).view(3, 1, 1)
+        std = planes.new_tensor(self.identity["std"]).mul(255).view(3, 1, 1)
+        cls, dense = self.network((planes - mean) / std)
+        grid = (size[0] // self.stride, size[1] // self.stride)
+        dense = dense.float()
+        if dense.shape[2:] != grid:
+            dense = F.interpolate(dense, grid, mode="bilinear", antialias=True)
+        return Tokens(cls.float(), dense.flatten(2).transpose(1, 2).contiguous())
+
+
+def build_teacher(
+    spec: Spec,
+    *,
+    stride: int,
+    view_size: tuple[int, int],
+    taught_weights: Path | None = None,
+) -> Teacher:
+    """The teacher of a recipe, frozen, on the CPU.
+
+    Args:
+        stride: pixels of a view behind one target token.
+        view_size: height and width of the base view.
+        taught_weights: weights of the taught teacher (`kind: taught` only).
+
+    Raises:
+        ConfigError: when weights, name, tap, outputs and input do not fit together.
+        StorageError: when weights by name cannot be fetched.
+    """
+    identity = teacher_identity(spec, taught_weights, view_size=view_size)
+    network: Network
+    if isinstance(spec, OnnxTeacher):
+        network = onnx_teacher.OnnxNetwork(
+            Path(spec.weights), spec.global_output, spec.dense_output, spec.input
+        )
+    elif isinstance(spec, TaughtTeacher):
+        network = timm_teacher.taught_network(_taught(taught_weights), spec.precision)
+    else:
+        path = timm_teacher.weights_file(spec.name, spec.weights)
+        network = timm_teacher.timm_network(spec.name, path, spec.tap, spec.input, spec.precision)
+    return Teacher(cast(Network, network), identity, stride=stride, view_size=view_size)
+
+
+def teacher_identity(
+    spec: Spec, taught_weights: Path | None = None, *, view_size: tuple[int, int]
+) -> dict[str, Any]:
+    """Who a teacher is, as JSON values, from its weights file alone: cheap, nothing is built.
+
+    Raises:
+        ConfigError, DataError: when the weights file is not there.
+        StorageError: when weights by name cannot be fetched.
+    """
+    common = {"definition": TEACHER_VERSION, "kind": spec.kind}
+    if isinstance(spec, TaughtTeacher):
+        return {
+            **common,
+            "weights": sha256_of(_taught(taught_weights)),
+            "tap": "norm",
+            "input": list(view_size),
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "precision": spec.precision,
+            "library": _library("timm"),
+        }
+    seen = {"input": list(spec.input), "mean": list(spec.mean), "std": list(spec.std)}
+    if isinstance(spec, OnnxTeacher):
+        return {
+            **common,
+            **seen,
+            "weights": sha256_of(onnx_teacher.weights_file(spec.weights)),
+            "outputs": [spec.global_output, spec.dense_output],
+            "precision": "fp32",
+            "library": _library("onnxruntime"),
+        }
+    return {
+        **common,
+        **seen,
+        "name": spec.name,
+        "weights": sha256_of(timm_teacher.weights_file(spec.name, spec.weights)),
+        "tap": spec.tap,
+        "precision": spec.precision,
+        "library": _library("timm"),
+    }
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _taught(path: Path | None) -> Path:
+    if path is None or not path.is_file():
+        raise DataError(f"the taught teacher {str(path)!r} does not exist; teach it first")
+    return path
+
+
+def _library(name: str) -> str:
+    return f"{name} {'.'.join(version(name).split('.')[:2])}"

@@ -1,0 +1,209 @@
+"""Teachers from timm: any ViT with patch tokens, from a file or by name, strictly loaded.
+
+Legend: B images, D width, gh x gw token grid.
+"""
+
+import difflib
+import json
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dpal.base.errors import ConfigError, StorageError
+from dpal.model.timm_import import timm
+
+HEADS = ("head.", "head_dist.", "classifier.", "fc.")  # a classifier may be left out
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TimmNetwork:
+    """A timm ViT read at one tap: CLS (or the mean of the patches) and the map of patches.
+
+    Args:
+        model: a ViT that takes any input size.
+        tap: "norm" (all blocks and the final norm) or "block<k>" (output of block k, from 0).
+    """
+
+    def __init__(self, model: nn.Module, tap: str, precision: str) -> None:
+        blocks = getattr(model, "blocks", None)
+        if blocks is None or not hasattr(model, "forward_intermediates"):
+            raise ConfigError(
+                f"teacher.name: {type(model).__name__} has no transformer blocks with patch "
+                "tokens; accepted are timm's vision transformers"
+            )
+        self.block = None if tap == "norm" else int(tap.removeprefix("block"))
+        if self.block is not None and self.block >= len(blocks):
+            raise ConfigError(
+                f"teacher.tap={tap!r}: accepted are 'norm' and 'block0' to 'block{len(blocks) - 1}'"
+            )
+        self.dtype = DTYPES[precision]
+        self.model = model.eval().requires_grad_(False).to(self.dtype)
+        self.width = int(model.embed_dim)
+        self.patch = tuple(model.patch_embed.patch_size)
+        self.multiple = max(self.patch)
+        self.prefix = int(model.num_prefix_tokens)
+        self.has_cls = getattr(model, "cls_token", None) is not None
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self.model.to(device)
+
+    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float [B, 3, h, w] to CLS [B, D] and patches [B, D, gh, gw]."""
+        grid = (planes.shape[2] // self.patch[0], planes.shape[3] // self.patch[1])
+        planes = planes.to(self.dtype)
+        if self.block is None:
+            tokens = self.model.forward_features(planes)  # [B, prefix + N, D]
+            prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
+        else:
+            ((patches, prefix),) = self.model.forward_intermediates(
+                planes,
+                indices=[self.block],
+                return_prefix_tokens=True,
+                stop_early=True,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+        patches = patches.float()
+        cls = prefix[:, 0].float() if self.has_cls else patches.mean(1)
+        return cls, patches.transpose(1, 2).unflatten(2, grid)
+
+
+def timm_network(
+    name: str, weights: Path, tap: str, input_size: tuple[int, int], precision: str
+) -> TimmNetwork:
+    """Build `name` and load `weights` strictly.
+
+    The position embedding keeps the grid of the weights and is resampled once, straight to each
+    input. Raises ConfigError for an unknown name, keys that do not match, or another file type.
+    """
+    _check_name(name)
+    state = read_weights(weights)
+    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+    try:
+        model = timm.create_model(name, pretrained=False, **options)
+        if _positions(state) != _positions(model.state_dict()):
+            sized = timm.create_model(name, pretrained=False, img_size=input_size, **options)
+            if _positions(state) == _positions(sized.state_dict()):
+                model = sized
+    except TypeError:
+        raise ConfigError(
+            f"teacher.name={name!r} takes one input size only; accepted are vision transformers "
+            "that take any (timm: dynamic_img_size)"
+        ) from None
+    # timm's own converter of published layouts, e.g. of DINOv2 and OpenCLIP
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        try:
+            state = convert(state, model)
+        except (KeyError, RuntimeError, AssertionError, AttributeError, ValueError) as error:
+            raise ConfigError(f"{weights}: not weights of {name!r} ({error})") from None
+    load_strictly(model, state, weights)
+    return TimmNetwork(model, tap, precision)
+
+
+def taught_network(weights: Path, precision: str) -> TimmNetwork:
+    """The ViT whose timm arguments are in the metadata `arch` of its safetensors file."""
+    state = read_weights(weights)
+    with safe_open(weights, "pt") as file:
+        arch = (file.metadata() or {}).get("arch")
+    if arch is None:
+        raise ConfigError(f"{weights}: its metadata has no key 'arch' with the ViT's arguments")
+    arguments = {**json.loads(arch), "num_classes": 0, "dynamic_img_size": True}
+    model = timm.models.vision_transformer.VisionTransformer(**arguments)
+    load_strictly(model, state, weights)
+    return TimmNetwork(model, "norm", precision)
+
+
+def weights_file(name: str, weights: str) -> Path:
+    """The local file with the weights: the given one, or the hub's, fetched once.
+
+    Raises:
+        ConfigError: when the file or the name does not exist.
+        StorageError: when the hub cannot be reached and the file was not fetched before.
+    """
+    if weights:
+        if not Path(weights).is_file():
+            raise ConfigError(f"teacher.weights={weights!r} does not exist")
+        return Path(weights)
+    _check_name(name)
+    published = timm.get_pretrained_cfg(name)
+    if published is None or not published.hf_hub_id:
+        raise ConfigError(
+            f"teacher.name={name!r} has no weights on the hub; give a file as teacher.weights"
+        )
+    # Imported here: a run with local weights needs no network code.
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(published.hf_hub_id, "model.safetensors"))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise StorageError(
+            f"weights of teacher.name={name!r} could not be fetched from the hub ({reason[0]}); "
+            "give a local file as teacher.weights"
+        ) from None
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """State dict of a safetensors file or a torch file without code. Raises ConfigError."""
+    accepted = "accepted are .safetensors files and torch state dicts"
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConfigError(f"{path}: holds pickled code, which is never run; {accepted}") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        first = str(error).splitlines() or [type(error).__name__]
+        raise ConfigError(f"{path}: cannot be read ({first[0]}); {accepted}") from None
+    if not isinstance(state, dict):
+        raise ConfigError(f"{path}: holds a {type(state).__name__}; {accepted}")
+    for wrapper in ("model", "state_dict"):
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    return state
+
+
+def load_strictly(model: nn.Module, state: dict[str, Any], source: Path) -> None:
+    """Load `state`; every key must match but those of a classifier. Raises ConfigError."""
+    wanted = model.state_dict()
+    state = {key: value for key, value in state.items() if key in wanted or not _is_head(key)}
+    faults = [f"missing {key}" for key in sorted(wanted.keys() - state.keys())]
+    faults += [f"unexpected {key}" for key in sorted(state.keys() - wanted.keys())]
+    for key in sorted(wanted.keys() & state.keys()):
+        shape = getattr(state[key], "shape", None)
+        if shape != wanted[key].shape:
+            have = "no tensor" if shape is None else list(shape)
+            faults.append(f"{key} is {have}, not {list(wanted[key].shape)}")
+    if faults:
+        more = f", and {len(faults) - 20} more" if len(faults) > 20 else ""
+        raise ConfigError(
+            f"{source}: does not fit {type(model).__name__}: {', '.join(faults[:20])}{more}"
+        )
+    model.load_state_dict(state)
+
+
+def _is_head(key: str) -> bool:
+    return key.startswith(HEADS)
+
+
+def _positions(state: dict[str, Any]) -> int | None:
+    value = state.get("pos_embed")
+    return int(value.shape[1]) if isinstance(value, Tensor) and value.ndim == 3 else None
+
+
+def _check_name(name: str) -> None:
+    base = re.split(r"[.]", name)[0]
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=1)
+        hint = f"; nearest is {near[0]!r}" if near else ""
+        raise ConfigError(f"teacher.name={name!r} is no timm model{hint}")
