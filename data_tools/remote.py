@@ -1,17 +1,15 @@
 """Remote object stores through fsspec, with this project's own retries and error sentences."""
 
-import errno
 import os
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import fsspec
-from fsspec.exceptions import FSTimeoutError
 
-from data_tools.storage import Buffer, check_name, require_length
+from data_tools.failures import code_of, is_conflict, judge_failure, scrub, tell
+from data_tools.storage import Buffer, Listed, check_name, require_length
 from dpal.base.errors import ConfigError, DataError, DpalError, StorageError
 from dpal.base.recipe import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, Telemetry
@@ -20,27 +18,6 @@ Result = TypeVar("Result")
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 20.0
-_RETRIED_ERRNO = {
-    errno.EBUSY,
-    errno.EREMOTEIO,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.ECONNABORTED,
-    errno.EPIPE,
-    errno.ETIMEDOUT,
-    errno.EHOSTUNREACH,
-    errno.ENETUNREACH,
-}
-_RETRIED_NAMES = {
-    "HTTPClientError",
-    "ResponseParserError",
-    "IncompleteReadError",
-    "IncompleteRead",
-    "ClientConnectionError",
-    "ClientPayloadError",
-    "ServerDisconnectedError",
-}
-_REFUSED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"}
 
 
 class RemoteStore:
@@ -86,7 +63,10 @@ class RemoteStore:
 
     def put(self, name: str, data: Buffer) -> None:
         """Write `name`, replacing what was there; readers see the old or the new object."""
-        path, body = self._path(name), bytes(data) if not isinstance(data, bytes) else data
+        path = self._path(name)
+        # A mapped file beyond s3fs' multipart limit is sent in slices, without a whole copy.
+        large = self.url.startswith("s3") and len(data) >= 2**27
+        body = data if large or isinstance(data, bytes) else data[:]
         self._call("write", name, lambda fs: fs.pipe_file(path, body))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -103,7 +83,7 @@ class RemoteStore:
             try:
                 fs.pipe_file(path, data, mode="create")
             except Exception as error:
-                if not _is_conflict(error):
+                if not is_conflict(error):
                     raise
                 return attempts > 1 and bytes(fs.cat_file(path)) == data
             return True
@@ -118,7 +98,7 @@ class RemoteStore:
             try:
                 return bool(fs.info(path)["type"] == "file")
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if code_of(error) == "NoSuchBucket":
                     raise
                 return False
 
@@ -132,19 +112,33 @@ class RemoteStore:
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names of all objects that start with `prefix`; empty if there is none."""
         folder = prefix.rpartition("/")[0]
-        top = self._path(folder) if folder else self.url
+        names = [entry.name for entry in self._find(self._path(folder) if folder else self.url)]
+        return [name for name in names if name.startswith(prefix)]
 
-        def attempt(fs: Any) -> list[str]:
+    def listing(self) -> tuple[Listed, ...]:
+        """Everything below the URL, sorted by name. Raises DataError if there is nothing."""
+        found = self._find(self.url)
+        if not found:
+            raise DataError(f"folder {self.url!r} does not exist or is empty")
+        return found
+
+    def _find(self, top: str) -> tuple[Listed, ...]:
+        def attempt(fs: Any) -> tuple[Listed, ...]:
             root = str(fs._strip_protocol(self.url)).rstrip("/") + "/"
             try:
-                found = fs.find(top)
+                found = fs.find(top, detail=True)
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if code_of(error) == "NoSuchBucket":
                     raise
-                found = []
-            return sorted(str(path)[len(root) :] for path in found if str(path).startswith(root))
+                return ()
+            listed = [
+                Listed(str(path)[len(root) :], int(info["size"] or 0), _version(info))
+                for path, info in found.items()
+                if str(path).startswith(root) and info["type"] == "file"
+            ]
+            return tuple(sorted(listed))
 
-        return [name for name in self._call("list", prefix, attempt) if name.startswith(prefix)]
+        return self._call("list", top.removeprefix(self.url).lstrip("/"), attempt)
 
     def delete(self, name: str) -> None:
         """Remove `name`; nothing happens if it is not there."""
@@ -154,7 +148,7 @@ class RemoteStore:
             try:
                 fs.rm_file(path)
             except FileNotFoundError as error:
-                if _code(error) == "NoSuchBucket":
+                if code_of(error) == "NoSuchBucket":
                     raise
 
         self._call("delete", name, attempt)
@@ -169,16 +163,16 @@ class RemoteStore:
 
     def _call(self, verb: str, name: str, attempt: Callable[[Any], Result]) -> Result:
         """Run `attempt`, again after a passing failure, with doubled delay and jitter."""
-        where = f"{self.url}/{name}"
+        where, last = f"{self.url}/{name}", ""
         for number in range(self._storage.retries + 1):
             try:
                 return attempt(self._filesystem())
             except DpalError:
                 raise
             except Exception as error:
-                passing, failure = _judge(error)
+                passing, failure = judge_failure(error)
                 if not passing:
-                    raise self._sentence(verb, where, error, failure) from None
+                    raise tell(verb, where, error, self._scrub(failure)) from None
                 last = failure
             if number < self._storage.retries:
                 if self._telemetry is not None:
@@ -190,32 +184,9 @@ class RemoteStore:
             f"{self._scrub(last)}"
         ) from None
 
-    def _sentence(self, verb: str, where: str, error: Exception, failure: str) -> DpalError:
-        code = _code(error)
-        if isinstance(error, FileNotFoundError):
-            if code == "NoSuchBucket" or verb == "write":
-                return StorageError(f"cannot {verb} {where!r}: the bucket does not exist")
-            return DataError(f"object {where!r} does not exist")
-        if isinstance(error, PermissionError) or type(error).__name__ in _REFUSED_NAMES:
-            return StorageError(
-                f"cannot {verb} {where!r}: the store refuses these credentials "
-                f"({code or type(error).__name__}); set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, or storage.key and storage.secret"
-            )
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return StorageError(f"cannot {verb} {where!r}: no space left")
-        return StorageError(f"cannot {verb} {where!r}: {self._scrub(failure)}")
-
     def _scrub(self, text: str) -> str:
         storage = self._storage
-        secrets = [storage.key.get_secret_value(), storage.secret.get_secret_value()]
-        secrets += [os.environ.get(name, "") for name in _SECRET_VARIABLES]
-        for secret in filter(None, secrets):
-            text = text.replace(secret, "***")
-        return re.sub(r"//[^/@\s]+@", "//***@", text)
-
-
-_SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        return scrub(text, storage.key.get_secret_value(), storage.secret.get_secret_value())
 
 
 def _check_scheme(url: str) -> None:
@@ -253,48 +224,6 @@ def _open_filesystem(url: str, storage: Storage) -> Any:
     return filesystem
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
-
-
-def _response(error: BaseException) -> dict[str, Any]:
-    """The S3 answer behind an error of s3fs; empty if there was none."""
-    for link in _chain(error):
-        response = getattr(link, "response", None)
-        if isinstance(response, dict):
-            return response
-    return {}
-
-
-def _code(error: BaseException) -> str:
-    return str(_response(error).get("Error", {}).get("Code", ""))
-
-
-def _status(error: BaseException) -> int:
-    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _is_conflict(error: BaseException) -> bool:
-    return isinstance(error, FileExistsError) or _status(error) == 412
-
-
-def _judge(error: Exception) -> tuple[bool, str]:
-    """Whether a failure may pass by itself, and how it is told (without the server's text)."""
-    status, code = _status(error), _code(error)
-    if status:
-        # 409: another conditional write is under way; 408 and 429: the store asks to wait.
-        passing = (status >= 500 and status != 501) or status in (408, 409, 429)
-        return passing, f"the store answered {status} {code}".rstrip()
-    if isinstance(error, (FileNotFoundError, PermissionError)):
-        return False, str(error)
-    names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
-    passing = isinstance(error, (TimeoutError, FSTimeoutError, ConnectionError)) or (
-        (isinstance(error, OSError) and error.errno in _RETRIED_ERRNO)
-        or bool(names & _RETRIED_NAMES)
-    )
-    return passing, f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _version(info: dict[str, Any]) -> str:
+    fields = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
+    return next((str(info[field]) for field in fields if info.get(field)), "")

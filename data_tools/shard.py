@@ -68,20 +68,20 @@ def read_shard(store: ObjectStore, ref: ShardRef, cache_dir: Path | None) -> Sha
     """
     where = f"{store.url}/{ref.name}"
     if isinstance(store, LocalStore):
-        data = _map(store.path(ref.name), where)
+        data = map_file(store.path(ref.name), where)
         if not _matches(data, ref):
             raise _mismatch(where)
         return Shard(ref, data, where)
     cached = cache_dir / f"{ref.sha256}.tar" if cache_dir is not None else None
     if cached is not None and cached.is_file():
-        data = _map(cached, where)
+        data = map_file(cached, where)
         if _matches(data, ref):
             return Shard(ref, data, where)
     fetched = _fetch(store, ref, where)
     if cached is None:
         return Shard(ref, fetched, where)
     _keep(cached, fetched)
-    return Shard(ref, _map(cached, where), where)
+    return Shard(ref, map_file(cached, where), where)
 
 
 def _fetch(store: ObjectStore, ref: ShardRef, where: str) -> bytes:
@@ -102,7 +102,8 @@ def _mismatch(where: str) -> DataError:
     )
 
 
-def _map(path: Path, where: str) -> bytes | mmap.mmap:
+def map_file(path: Path, where: str) -> bytes | mmap.mmap:
+    """The bytes of a file, mapped; `where` names it in the DataError when it does not exist."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:

@@ -8,10 +8,11 @@ import mmap
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from dpal.base.errors import ConfigError, DataError, StorageError
@@ -51,7 +52,27 @@ class ObjectStore(Protocol):
     def delete(self, name: str) -> None: ...
 
 
-def open_store(url: str, storage: Storage, *, telemetry: Telemetry | None = None) -> ObjectStore:
+class Listed(NamedTuple):
+    """One object as a listing shows it.
+
+    Attributes:
+        name: relative to the store's URL.
+        size: bytes; -1 for what is not a regular file (a pipe, a socket, a dead link).
+        version: changes when the object's bytes change (time of change, or ETag).
+    """
+
+    name: str
+    size: int
+    version: str
+
+
+class SourceStore(ObjectStore, Protocol):
+    """An object store whose listing tells sizes and versions, as ingest needs them."""
+
+    def listing(self) -> tuple[Listed, ...]: ...
+
+
+def open_store(url: str, storage: Storage, *, telemetry: Telemetry | None = None) -> SourceStore:
     """The store at `url`: a local path, `file://`, `s3://bucket/prefix`, or any fsspec scheme.
 
     Raises:
@@ -141,6 +162,24 @@ class LocalStore:
                 names += [(relative / file).as_posix() for file in files]
         return sorted(n for n in names if n.startswith(prefix) and not is_temporary(n))
 
+    def listing(self) -> tuple[Listed, ...]:
+        """Everything below the folder, links followed, sorted by name. DataError if no folder."""
+        if not self.root.is_dir():
+            kind = "is not a folder" if self.root.exists() else "does not exist"
+            raise DataError(f"folder {self.url!r} {kind}")
+        found: list[Listed] = []
+        with self._errors("list", ""):
+            for path in _walk(self.root, set()):
+                name = path.relative_to(self.root).as_posix()
+                try:
+                    status = path.stat()
+                except OSError:  # a dead link, or a file that has just gone
+                    found.append(Listed(name, -1, ""))
+                    continue
+                size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+                found.append(Listed(name, size, str(status.st_mtime_ns)))
+        return tuple(sorted(entry for entry in found if not is_temporary(entry.name)))
+
     def delete(self, name: str) -> None:
         """Remove `name`; nothing happens if it is not there."""
         with self._errors("delete", name):
@@ -200,6 +239,19 @@ def is_temporary(name: str) -> bool:
     """Whether `name` is a write in progress, never an object."""
     last = name.rpartition("/")[2]
     return last.startswith(".") and TEMPORARY in last
+
+
+def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
+    """Every non-folder below `folder`; each real folder once, so linked loops end."""
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in visited:
+        return
+    visited.add((status.st_dev, status.st_ino))
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _walk(path, visited)
+        else:
+            yield path
 
 
 def _raise_unless_missing(error: OSError) -> None:
