@@ -1,0 +1,135 @@
+"""The frozen backbones of a run: its student, its teacher, and the student before training."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dpal import checkpoint, export
+from dpal.base.errors import DataError
+from dpal.base.layout import RunLayout
+from dpal.base.recipe import PATCH, Recipe, load_recipe
+from dpal.base.recipe import Student as StudentSpec
+from dpal.model.student import SHAPES, FrozenStudent, Student, build_student, set_heads
+from dpal.model.teacher import build_teacher, sha256_of, teacher_identity
+from dpal.model.tokens import FrozenBackbone
+
+
+class Candidate(NamedTuple):
+    """A backbone that can be scored; nothing is loaded before `open` is called.
+
+    Attributes:
+        name: `student`, `teacher` or `untrained`.
+        model_id: digest of the weights and of everything that decides how they are read.
+        view_size: height and width of the pixels it is given.
+        open: builds the backbone, once.
+    """
+
+    name: str
+    model_id: str
+    view_size: tuple[int, int]
+    open: Callable[[], FrozenBackbone]
+
+
+def candidates_of(recipe: Recipe) -> list[Candidate]:
+    """Student, teacher and untrained student of a run.
+
+    Raises:
+        ConfigError, DataError: no committed checkpoint, or no weights of the teacher.
+    """
+    return [_trained(recipe, recipe.run_dir), _teacher(recipe), _untrained(recipe)]
+
+
+def open_model(folder: Path) -> Candidate:
+    """The student in a run folder or an export folder. Raises DataError for anything else."""
+    if RunLayout(folder).recipe.is_file():
+        return _trained(load_recipe(RunLayout(folder).recipe), folder)
+    if (folder / export.CONFIG).is_file():
+        return _exported(folder)
+    raise DataError(
+        f"{str(folder)!r} is neither a run folder (recipe.yaml) nor an export ({export.CONFIG})"
+    )
+
+
+def _trained(recipe: Recipe, folder: Path) -> Candidate:
+    layout = RunLayout(folder)
+    found = checkpoint.latest(layout.checkpoints)
+    if found is None:
+        raise DataError(f"{layout.checkpoints} has no committed checkpoint; run `dpal train`")
+    path = found.path / "student.safetensors"
+
+    def build() -> FrozenBackbone:
+        student = build_student(recipe.student)
+        load_weights(student, path)
+        return FrozenStudent(student, recipe.views.height)
+
+    size = recipe.views.height, recipe.views.width
+    spec = recipe.student.model_dump(mode="json")
+    return Candidate("student", _digest(sha256_of(path), spec, size), size, cache(build))
+
+
+def _teacher(recipe: Recipe) -> Candidate:
+    size = recipe.views.height, recipe.views.width
+    stride = PATCH * recipe.views.height // recipe.student.height
+    weights = RunLayout(recipe.run_dir).teacher
+
+    def build() -> FrozenBackbone:
+        return build_teacher(recipe.teacher, stride=stride, view_size=size, taught_weights=weights)
+
+    identity = teacher_identity(recipe.teacher, weights, view_size=size)
+    return Candidate("teacher", _digest(identity, stride, size), size, cache(build))
+
+
+def _untrained(recipe: Recipe) -> Candidate:
+    size = recipe.views.height, recipe.views.width
+
+    def build() -> FrozenBackbone:
+        return FrozenStudent(build_student(recipe.student, seed=recipe.seed), recipe.views.height)
+
+    spec = recipe.student.model_dump(mode="json")
+    return Candidate("untrained", _digest(recipe.seed, spec, size), size, cache(build))
+
+
+def _exported(folder: Path) -> Candidate:
+    config, path = folder / export.CONFIG, folder / export.WEIGHTS
+    try:
+        values: dict[str, Any] = json.loads(config.read_text())
+        height, width = values["model_args"]["img_size"]
+        name = {shape.width: name for name, shape in SHAPES.items()}[values["num_features"]]
+        positions = values["position_resize"]
+        spec = StudentSpec.model_validate(
+            {"name": name, "height": height, "width": width, "positions": positions}
+        )
+        heads = [int(count) for count in values["heads_per_block"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{config} is not the configuration of an exported student") from error
+    if not path.is_file():
+        raise DataError(f"export folder {str(folder)!r} has no {export.WEIGHTS}")
+
+    def build() -> FrozenBackbone:
+        student = build_student(spec)
+        load_weights(student, path)
+        for block, count in zip(student.blocks, heads, strict=True):
+            set_heads(block.attn, count)
+        return FrozenStudent(student, height)
+
+    size = (height, width)
+    return Candidate("student", _digest(sha256_of(path), values, size), size, cache(build))
+
+
+def load_weights(student: Student, path: Path) -> None:
+    """Load a safetensors file strictly. Raises DataError when it does not fit."""
+    try:
+        student.load_state_dict(load_file(path), strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise DataError(f"{path} does not hold the weights of this student ({reason})") from None
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
