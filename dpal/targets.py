@@ -206,10 +206,10 @@ def decode_batch(
     cls = part(layout.cls_start, layout.scale_start, wide)  # [B, D]
     if layout.codec != "int8":
         patches = part(layout.code_start, layout.crc_start, wide)
-        return Tokens(cls, patches.unflatten(1, (layout.num_patches, layout.width)))
+        return Tokens(cls, patches.view(-1, layout.num_patches, layout.width))
     scales = part(layout.scale_start, layout.code_start, torch.float16)  # [B, N]
     patches = part(layout.code_start, layout.crc_start, torch.int8)
-    patches = patches.unflatten(1, (layout.num_patches, layout.width))  # [B, N, D]
+    patches = patches.view(-1, layout.num_patches, layout.width)  # [B, N, D]
     std = torch.as_tensor(header.patch_std, device=raw.device)
     mean = torch.as_tensor(header.patch_mean, device=raw.device)
     return Tokens(cls, patches.mul_(scales[:, :, None]).mul_(std).add_(mean))

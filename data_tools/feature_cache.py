@@ -1,0 +1,261 @@
+"""The offline teacher cache: content-addressed folders of target tars, and a ledger.
+
+    <url>/targets-<digest>/header.json
+                           view-<k>/<shard>.tar  composite-<k>/<shard>.tar
+                           ledger/<shard>.json
+
+The digest covers everything that decides the content, so the same input finds the same folder.
+A shard counts as cached when its ledger row exists; the row is written last. Every object is
+published by its first writer and never replaced while it is whole, so any number of jobs at once
+end with one consistent cache.
+"""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from data_tools.manifest import Manifest, ShardRef, keys_digest
+from data_tools.shard import map_file
+from data_tools.storage import LocalStore, ObjectStore, open_store
+from data_tools.target_tar import TargetShard
+from dpal.base.errors import DataError
+from dpal.base.recipe import Recipe, Views
+from dpal.record import Kind, RecordLayout
+from dpal.targets import TargetDefinition, TargetHeader
+
+HEADER = "header.json"
+
+
+class SeriesRow(NamedTuple):
+    """What a ledger row says of one series: checksum and size of its tar."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One finished shard.
+
+    Attributes:
+        shard: name of the image shard.
+        source_sha256: checksum of the image shard that the targets were made from.
+        keys_digest: of its sample keys, in order.
+        num_samples: records in each series.
+        series: one entry for every series, e.g. `view-0`.
+    """
+
+    shard: str
+    source_sha256: str
+    keys_digest: str
+    num_samples: int
+    series: Mapping[str, SeriesRow]
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+    @staticmethod
+    def from_json(data: bytes, where: str) -> "LedgerRow":
+        """Read what `to_json` wrote; `where` names it in the DataError when it is damaged."""
+        try:
+            plain = json.loads(data)
+            plain["series"] = {name: SeriesRow(*row) for name, row in plain["series"].items()}
+            return LedgerRow(**plain)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise DataError(
+                f"ledger row {where!r} is damaged; delete it and run `dpal cache` again"
+            ) from None
+
+
+class TargetCache:
+    """One `targets-<digest>/` folder with a published header."""
+
+    def __init__(self, store: ObjectStore, header: TargetHeader) -> None:
+        self.store, self.header = store, header
+
+    @staticmethod
+    def open(store: ObjectStore, definition: TargetDefinition) -> "TargetCache":
+        """The cache in `store`.
+
+        Raises:
+            DataError: without a header, or naming the fields in which it is of something else.
+        """
+        if not store.exists(HEADER):
+            raise DataError(f"no target cache in {store.url!r}: run `dpal cache` first")
+        header = TargetHeader.from_json(store.get(HEADER))
+        differences = definition.differences(header.definition)
+        if differences:
+            raise DataError(
+                f"target cache {store.url!r} is not what the recipe asks for: it differs in "
+                f"{', '.join(differences)}"
+            )
+        return TargetCache(store, header)
+
+    @staticmethod
+    def publish(store: ObjectStore, header: TargetHeader) -> "TargetCache":
+        """Publish `header`, or take the one that another writer published first."""
+        store.put_if_absent(HEADER, header.to_json())
+        return TargetCache.open(store, header.definition)
+
+    def finished(self) -> set[str]:
+        """Names of the image shards whose targets are complete."""
+        return finished_shards(self.store)
+
+    def require_complete(self, manifest: Manifest) -> None:
+        """Raise DataError unless every shard of `manifest` has its targets."""
+        finished = self.finished()
+        missing = [ref.name for ref in manifest.shards if ref.name not in finished]
+        if missing:
+            raise DataError(
+                f"target cache {self.store.url!r} lacks {len(missing)} of "
+                f"{len(manifest.shards)} shards, first {missing[0]!r}: run `dpal cache` to its end"
+            )
+
+    def row(self, ref: ShardRef) -> LedgerRow:
+        """The ledger row of a finished shard. Raises DataError when it is of another shard."""
+        name = ledger_name(ref)
+        row = LedgerRow.from_json(self.store.get(name), f"{self.store.url}/{name}")
+        if (row.source_sha256, row.keys_digest) != (ref.sha256, ref.keys_digest):
+            raise DataError(
+                f"targets of shard {ref.name!r} in {self.store.url!r} were made from other images"
+            )
+        return row
+
+    def shard(self, series: str, ref: ShardRef, cache_dir: Path | None = None) -> TargetShard:
+        """Targets of one series of one shard, mapped.
+
+        Args:
+            cache_dir: local folder for copies of remote tars, named by checksum; None keeps a
+                remote one in memory. Local tars are mapped in place; records carry checksums.
+
+        Raises:
+            DataError: naming the file, when it is missing, damaged, or of other samples.
+        """
+        name = series_name(series, ref)
+        where = f"{self.store.url}/{name}"
+        stored = self.row(ref).series.get(series)
+        if stored is None:
+            raise DataError(f"targets of shard {ref.name!r} in {self.store.url!r} lack {series!r}")
+        data = self._data(name, stored, cache_dir, where)
+        if len(data) != stored.num_bytes:
+            raise DataError(
+                f"targets {where!r} have {len(data)} bytes, the ledger says {stored.num_bytes}; "
+                "delete the file and its ledger row, then run `dpal cache` again"
+            )
+        shard = TargetShard(data, self.layout(series), where)
+        if keys_digest(shard.keys) != ref.keys_digest:
+            raise DataError(f"targets {where!r} are not of the samples of shard {ref.name!r}")
+        return shard
+
+    def layout(self, series: str) -> RecordLayout:
+        """Byte layout of the records of `series`."""
+        return self.header.layout(kind_of(series))
+
+    def publish_shard(
+        self, ref: ShardRef, keys: Sequence[str], tars: Mapping[str, bytes]
+    ) -> LedgerRow:
+        """Publish every series of a shard, then its ledger row."""
+        series = {name: self._publish(name, ref, keys, data) for name, data in tars.items()}
+        row = LedgerRow(ref.name, ref.sha256, ref.keys_digest, ref.num_samples, series)
+        self.store.put_if_absent(ledger_name(ref), row.to_json())
+        return row
+
+    def _publish(self, series: str, ref: ShardRef, keys: Sequence[str], data: bytes) -> SeriesRow:
+        """First writer wins; what a killed or rival job left is kept if whole, else replaced."""
+        name = series_name(series, ref)
+        if not self.store.put_if_absent(name, data):
+            published = self.store.get(name)
+            if published != data:
+                if self._is_whole(series, keys, published):
+                    data = published
+                else:
+                    self.store.put(name, data)
+        return SeriesRow(hashlib.sha256(data).hexdigest(), len(data))
+
+    def _is_whole(self, series: str, keys: Sequence[str], data: bytes) -> bool:
+        try:
+            shard = TargetShard(data, self.layout(series), series)
+            shard.require_keys(keys)
+            shard.records(range(len(shard)))
+        except DataError:
+            return False
+        return True
+
+    def _data(
+        self, name: str, stored: SeriesRow, cache_dir: Path | None, where: str
+    ) -> bytes | mmap.mmap:
+        if isinstance(self.store, LocalStore):
+            return map_file(self.store.path(name), where)
+        copy = cache_dir / f"{stored.sha256}.tar" if cache_dir is not None else None
+        if copy is not None and copy.is_file() and copy.stat().st_size == stored.num_bytes:
+            return map_file(copy, where)
+        for _attempt in range(2):  # the second tells damage on the way from damage in the store
+            data = self.store.get(name)
+            if hashlib.sha256(data).hexdigest() == stored.sha256:
+                break
+        else:
+            raise DataError(
+                f"targets {where!r} are damaged: their checksum is not the ledger's; delete the "
+                "file and its ledger row, then run `dpal cache` again"
+            )
+        if copy is None:
+            return data
+        LocalStore(copy.parent).put(copy.name, data)
+        return map_file(copy, where)
+
+
+def open_cache_store(recipe: Recipe, definition: TargetDefinition) -> ObjectStore:
+    """The store of the folder that `definition` addresses, published or not."""
+    url = f"{recipe.cache.url.rstrip('/')}/targets-{definition.digest}"
+    return open_store(url, recipe.storage)
+
+
+def open_cache(recipe: Recipe, definition: TargetDefinition) -> TargetCache:
+    """The cache that a recipe asks for.
+
+    Raises:
+        DataError: when it is not there; names what the caches beside it differ in.
+    """
+    store = open_cache_store(recipe, definition)
+    if store.exists(HEADER):
+        return TargetCache.open(store, definition)
+    beside = open_store(recipe.cache.url, recipe.storage)
+    others = [name for name in beside.list("targets-") if name.endswith(f"/{HEADER}")]
+    hint = ""
+    if others:
+        other = TargetHeader.from_json(beside.get(others[-1])).definition
+        hint = f"; {others[-1].split('/')[0]} there differs in "
+        hint += ", ".join(definition.differences(other))
+    raise DataError(f"no targets for this recipe in {recipe.cache.url!r}: run `dpal cache`{hint}")
+
+
+def finished_shards(store: ObjectStore) -> set[str]:
+    """Names of the image shards that the ledger in `store` lists."""
+    names = (name.rpartition("/")[2] for name in store.list("ledger/"))
+    return {f"{name.removesuffix('.json')}.tar" for name in names if name.endswith(".json")}
+
+
+def series_of(views: Views) -> tuple[str, ...]:
+    """Names of all series of a cache: `view-0`, ..., `composite-0`, ..."""
+    bases = [f"view-{index}" for index in range(views.count)]
+    return (*bases, *(f"composite-{index}" for index in range(views.composites)))
+
+
+def kind_of(series: str) -> Kind:
+    """Whether a series holds base views or composites."""
+    return "composite" if series.startswith("composite-") else "view"
+
+
+def series_name(series: str, ref: ShardRef) -> str:
+    """Object name of one series of a shard."""
+    return f"{series}/{ref.name}"
+
+
+def ledger_name(ref: ShardRef) -> str:
+    """Object name of a shard's ledger row."""
+    return f"ledger/{ref.name.removesuffix('.tar')}.json"
