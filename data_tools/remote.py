@@ -39,7 +39,9 @@ class RemoteStore:
     ) -> None:
         self.url = url.rstrip("/")
         self._storage, self._telemetry, self._sleep = storage, telemetry, sleep
+        self._is_s3 = self.url.partition("://")[0] in ("s3", "s3a")
         self._fs: Any = None
+        self._inherited: list[Any] = []
         self._pid = 0
         _check_scheme(self.url)
 
@@ -49,7 +51,9 @@ class RemoteStore:
     def get(self, name: str) -> bytes:
         """All bytes of `name`."""
         path = self._path(name)
-        return self._call("read", name, lambda fs: bytes(fs.cat_file(path)))
+        # One stream without asking for the size first: callers read several objects at once.
+        how = {"max_concurrency": 1} if self._is_s3 else {}
+        return self._call("read", name, lambda fs: bytes(fs.cat_file(path, **how)))
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of `name` from `start`; DataError if it is shorter."""
@@ -65,7 +69,7 @@ class RemoteStore:
         """Write `name`, replacing what was there; readers see the old or the new object."""
         path = self._path(name)
         # A mapped file beyond s3fs' multipart limit is sent in slices, without a whole copy.
-        large = self.url.startswith("s3") and len(data) >= 2**27
+        large = self._is_s3 and len(data) >= 2**27
         body = data if large or isinstance(data, bytes) else data[:]
         self._call("write", name, lambda fs: fs.pipe_file(path, body))
 
@@ -158,6 +162,8 @@ class RemoteStore:
 
     def _filesystem(self) -> Any:
         if self._pid != os.getpid():  # an event loop does not survive a fork
+            # Never closed here: the parent's poll set is shared, and would lose its sockets.
+            self._inherited.append(self._fs)
             self._fs, self._pid = _open_filesystem(self.url, self._storage), os.getpid()
         return self._fs
 
