@@ -81,11 +81,11 @@ class Engine:
             config=_config(spec, self.accumulation),
         )
         self.device = self._engine.device
-        self._steps_done = restored.step if restored is not None else 0
+        self.steps_done = restored.step if restored is not None else 0
         optimizer = self._engine.optimizer
         self._sharded = hasattr(optimizer, "optimizer")  # a ZeRO optimiser wraps AdamW
         self._adam = optimizer.optimizer if self._sharded else optimizer
-        self._create_adam_states(self._steps_done)
+        self._create_adam_states(self.steps_done)
         if restored is not None:
             self._restore_moments(restored)
 
@@ -100,14 +100,14 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
-        self._steps_done += last_micro_batch
+        self.steps_done += last_micro_batch
 
-    def reduce(self, values: Tensor, *, average: bool) -> Tensor:
-        """Sum (or mean) of a small tensor over all ranks."""
+    def reduce(self, values: Tensor) -> Tensor:
+        """Mean of a small tensor over all ranks."""
         if self.world.size > 1:
             values = values.to(self.device)
             torch.distributed.all_reduce(values)
-        return values / self.world.size if average else values
+        return values / self.world.size
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -123,7 +123,16 @@ class Engine:
                 whole = self._whole(parameter, key)
                 if self.world.rank == 0:
                     part[name] = whole.detach().float().cpu().clone()
-        return EngineState(self._steps_done, parts[""], parts["exp_avg"], parts["exp_avg_sq"])
+        return EngineState(self.steps_done, parts[""], parts["exp_avg"], parts["exp_avg_sq"])
+
+    def num_parameters(self) -> dict[str, int]:
+        """Trained parameters by top-level part of the module."""
+        counts: dict[str, int] = {}
+        for parameter in self._engine.module.parameters():
+            part = self._names[id(parameter)].partition(".")[0]
+            size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO 3 empties the rest
+            counts[part] = counts.get(part, 0) + size
+        return counts
 
     def close(self) -> None:
         """Leave the process group."""
@@ -164,10 +173,23 @@ class Engine:
             name = self._names[id(parameter)]
             for moment in _MOMENTS:
                 value = getattr(restored, moment)[name].to(self.device)
-                if self._sharded:
-                    safe_set_full_optimizer_state(parameter, value, moment)
-                else:
+                if not self._sharded:
                     self._adam.state[parameter][moment].copy_(value)
+                elif self._engine.zero_optimization_stage() == 3:
+                    self._restore_own_part(parameter, value, moment)
+                else:
+                    safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _restore_own_part(self, parameter: nn.Parameter, value: Tensor, moment: str) -> None:
+        """Cut this rank's part of a moment by hand: ZeRO 3's own setter fails on padded parts."""
+        from deepspeed.utils import safe_get_local_optimizer_state
+
+        part = safe_get_local_optimizer_state(parameter, moment)
+        flat = value.flatten()
+        start = min(self.world.rank * part.numel(), flat.numel())
+        own = flat[start : start + part.numel()]
+        part.zero_()
+        part.flatten()[: own.numel()].copy_(own)
 
 
 def _config(spec: Train, accumulation: int) -> dict[str, Any]:

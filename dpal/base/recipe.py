@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -82,7 +83,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _synthetic_has_effect(self) -> "Data":
-        if "synthetic" in self.model_fields_set and self.images != ("synthetic",):
+        if self.synthetic != Synthetic() and self.images != ("synthetic",):
             raise ValueError("data.synthetic has no effect unless data.images is ['synthetic']")
         return self
 
@@ -187,7 +188,10 @@ class Student(Section):
     height: int = Field(256, description="input height: views.height or an even fraction of it")
     width: int = Field(128, description="input width: half of the height")
     heads: Literal["paper", "timm"] = Field(
-        "paper", description="'paper': 6 heads, last block 12 (Ti); 'timm': timm's stock heads"
+        "paper", description="'paper': 6 heads (Ti, S), last block last_heads; 'timm': stock heads"
+    )
+    last_heads: int = Field(
+        12, ge=1, description="heads of the last block: the teacher's (base 12, large 16)"
     )
     positions: Literal["1d", "2d"] = Field(
         "1d", description="how the position embedding is resized for crops and composites"
@@ -316,8 +320,25 @@ class Recipe(Section):
         return Path(self.output) / self.name
 
     def to_yaml(self) -> str:
-        """The resolved recipe as YAML; secrets are masked."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """The resolved recipe as YAML that loads again; credentials are left out."""
+        plain = self.model_dump(mode="json", exclude={"storage": {"key", "secret"}})
+        return yaml.safe_dump(plain, sort_keys=False)
+
+    def science(self) -> dict[str, Any]:
+        """Every value that decides what is learned, by dotted key.
+
+        Left out is what may change between two starts of one run: where things are stored, how
+        many processes share the work, and how often they report.
+        """
+        elastic = {"micro_batch", "zero_stage", "processes", "checkpoint_every"}
+        elastic |= {"keep_checkpoints", "log_every", "loader_threads", "prefetch", "metrics_port"}
+        plain = self.model_dump(
+            mode="json",
+            include={"seed", "views", "teacher", "student", "decoder", "loss", "train"},
+            exclude={"train": elastic, "teacher": {"batch_size"}},
+        )
+        plain["cache"] = {"codec": self.cache.codec}
+        return dict(_flatten(plain))
 
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of everything that can change results."""
@@ -438,6 +459,14 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a section")
     node[last] = parse_yaml(raw, f"override {override!r}")
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for name, inner in value.items():
+        yield from _flatten(inner, f"{prefix}.{name}" if prefix else name)
 
 
 def _nearest(name: str, valid: Any, parents: list[str]) -> str:

@@ -38,13 +38,11 @@ class Student(timm.models.vision_transformer.VisionTransformer):
 
     Args:
         spec: the `student` section of a recipe.
-        last_heads: attention heads of the last block under the paper's rule: those of the
-            teacher (12 for a base-sized one, 16 for a large one).
 
     Source: reference `models_pretrain.py`; heads (6, ..., 6, 12) for ViT-Ti and ViT-S.
     """
 
-    def __init__(self, spec: StudentSpec, last_heads: int = 12) -> None:
+    def __init__(self, spec: StudentSpec) -> None:
         shape = SHAPES[spec.name]
         paper = spec.heads == "paper"
         super().__init__(
@@ -58,7 +56,7 @@ class Student(timm.models.vision_transformer.VisionTransformer):
             dynamic_img_size=True,
         )
         if paper:
-            set_heads(self.blocks[-1].attn, last_heads)
+            set_heads(self.blocks[-1].attn, spec.last_heads)
         self.positions = spec.positions
         self.apply(_initialise)
         nn.init.uniform_(self.pos_embed)
@@ -114,21 +112,30 @@ class FrozenStudent:
         return Tokens(tokens.cls.float(), tokens.patches.float())
 
 
-def build_student(spec: StudentSpec, last_heads: int = 12, seed: int | None = None) -> Student:
+def build_student(spec: StudentSpec, seed: int | None = None) -> Student:
     """A student with fresh weights; with `seed`, the same weights every time."""
     if seed is None:
-        return Student(spec, last_heads)
+        return Student(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Student(spec, last_heads)
+        return Student(spec)
+
+
+def planes_of(pixels: Tensor) -> Tensor:
+    """uint8 pixels [B, H, W, 3] as RGB planes in 0..1, float32 [B, 3, H, W]."""
+    return pixels.permute(0, 3, 1, 2).float() / 255
 
 
 def normalise(pixels: Tensor, shrink: int = 1) -> Tensor:
-    """uint8 [B, H, W, 3] to ImageNet-normalised float [B, 3, H / shrink, W / shrink].
+    """uint8 pixels [B, H, W, 3] as the student's input (see `normalise_planes`)."""
+    return normalise_planes(planes_of(pixels), shrink)
+
+
+def normalise_planes(planes: Tensor, shrink: int = 1) -> Tensor:
+    """RGB planes in 0..1 [B, 3, H, W] to ImageNet-normalised [B, 3, H / shrink, W / shrink].
 
     Shrinking is the exact mean of `shrink` x `shrink` pixels.
     """
-    planes = pixels.permute(0, 3, 1, 2).float() / 255
     if shrink > 1:
         planes = F.avg_pool2d(planes, shrink)
     mean = planes.new_tensor(IMAGENET_MEAN).view(3, 1, 1)

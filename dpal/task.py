@@ -1,0 +1,186 @@
+"""The DPAL task: student, decoder and teacher targets turn a batch into losses.
+
+One sample gives five decoder calls: identity from the base view and from each local crop, shape
+from the base view, relation from the composite (method: 2).
+
+Legend: B samples, C local crops, D teacher width, K = 3 patterns.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dpal import objective
+from dpal.augment import add_noise
+from dpal.base.recipe import PATCH, Loss, Recipe
+from dpal.batch import TrainBatch
+from dpal.model.decoder import Decoded, DynamicPatternDecoder, Pattern
+from dpal.model.student import build_student, normalise_planes, planes_of
+from dpal.model.tokens import FrozenBackbone, Tokens
+from dpal.targets import TargetHeader, decode_batch, shape_mask
+
+TERMS = ("loss", "identity", "shape", "relation", "router", "expert")
+
+
+class Losses(NamedTuple):
+    """Result of one micro-batch.
+
+    Attributes:
+        total: weighted sum, with gradient.
+        terms: detached values in the order of `TERMS` [6]; unweighted except for the sum.
+        routing: mean router probability [K, K]; row: called pattern, column: expert.
+    """
+
+    total: Tensor
+    terms: Tensor
+    routing: Tensor
+
+
+class Targets(NamedTuple):
+    """What the teacher says about a batch: tokens of base views and of composites."""
+
+    base: Tokens
+    composite: Tokens
+
+
+class TargetSource(Protocol):
+    """Where targets come from; the task cannot tell a cache from a teacher."""
+
+    header: TargetHeader
+
+    def __call__(self, batch: TrainBatch, device: torch.device) -> Targets: ...
+
+
+class CachedTargets:
+    """Targets dequantised from the records that came with the batch."""
+
+    def __init__(self, header: TargetHeader) -> None:
+        self.header = header
+
+    def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
+        return Targets(
+            decode_batch(batch.base_records, self.header, "view", device),
+            decode_batch(batch.composite_records, self.header, "composite", device),
+        )
+
+
+class OnlineTargets:
+    """Targets computed by the teacher from the batch's own (noise-free) pixels."""
+
+    def __init__(self, teacher: FrozenBackbone, header: TargetHeader) -> None:
+        self.teacher, self.header = teacher, header
+
+    def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
+        views = (torch.from_numpy(batch.base), torch.from_numpy(batch.composite))
+        # Cloned, because autograd may not save a tensor that was made in inference mode.
+        base, composite = (
+            Tokens(*(tensor.to(device).clone() for tensor in self.teacher(view))) for view in views
+        )
+        return Targets(base, composite)
+
+
+class DpalTask(nn.Module):
+    """Student and decoder under the three alignment losses.
+
+    Args:
+        recipe: student, decoder, loss weights and seed are read from it.
+        targets: teacher targets; not a sub-module, so the engine neither trains nor shards it.
+    """
+
+    def __init__(self, recipe: Recipe, targets: TargetSource) -> None:
+        super().__init__()
+        width = targets.header.width
+        self.student = build_student(recipe.student, recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed + 1)
+            self.decoder = DynamicPatternDecoder(self.student.embed_dim, width, recipe.decoder)
+        self.weights: Loss = recipe.loss
+        self.shrink = recipe.views.height // recipe.student.height
+        self._targets = (targets,)  # in a tuple, so nn.Module does not look inside
+
+    @property
+    def stride(self) -> int:
+        """Side of a patch in view pixels."""
+        return PATCH * self.shrink
+
+    def forward(self, batch: TrainBatch, router_weight: float) -> Losses:
+        """Losses of one micro-batch; `router_weight` follows the schedule of the reference."""
+        device = self.student.cls_token.device
+        targets = self._targets[0](batch, device)
+        mask = self._mask(targets.base.patches)
+        decoded, patterns = self._decode(batch, device)
+        with torch.autocast(device.type, enabled=False):
+            return self._losses(decoded, patterns, targets, mask, router_weight)
+
+    def _decode(
+        self, batch: TrainBatch, device: torch.device
+    ) -> tuple[list[Decoded], list[Pattern]]:
+        base, composite, *crops = self._views(batch, device)
+        seen = self.student(base)
+        whole = torch.cat(self._with_cls(self.student(composite)), dim=1)
+        calls: list[tuple[Tensor, Pattern]] = [
+            (seen.cls.unsqueeze(1), Pattern.IDENTITY),
+            *((self.student(crop).cls.unsqueeze(1), Pattern.IDENTITY) for crop in crops),
+            (seen.patches, Pattern.SHAPE),
+            (whole, Pattern.RELATION),
+        ]
+        return [self.decoder(tokens) for tokens, _ in calls], [pattern for _, pattern in calls]
+
+    def _views(self, batch: TrainBatch, device: torch.device) -> list[Tensor]:
+        """Noisy, normalised pixels of base view, composite and each crop: float [B, 3, h, w]."""
+        crops = [batch.crops[:, i] for i in range(batch.crops.shape[1])]
+        noise = torch.from_numpy(batch.photometric).to(device)  # [B, V, 6]
+        views = []
+        for i, pixels in enumerate((batch.base, batch.composite, *crops)):
+            planes = planes_of(torch.from_numpy(pixels).to(device))
+            views.append(normalise_planes(add_noise(planes, noise[:, i]), self.shrink))
+        return views
+
+    def _mask(self, patches: Tensor) -> Tensor:
+        if self.weights.shape_mask == "none":
+            return patches.new_ones(*patches.shape[:2], 1)
+        return shape_mask(patches, self._targets[0].header)
+
+    def _losses(
+        self,
+        decoded: list[Decoded],
+        patterns: list[Pattern],
+        targets: Targets,
+        mask: Tensor,
+        router_weight: float,
+    ) -> Losses:
+        *identity, shape, relation = decoded
+        weights = self.weights
+        logits = [call.router_logits for call in decoded]
+        terms = (
+            objective.identity_loss([y.tokens.squeeze(1) for y in identity], targets.base.cls),
+            objective.shape_loss(shape.tokens, targets.base.patches, mask),
+            objective.relation_loss(
+                relation.tokens, torch.cat(self._with_cls(targets.composite), dim=1)
+            ),
+            objective.router_loss(logits, patterns),
+            objective.expert_penalty([call.expert_energy for call in decoded]),
+        )
+        factors = (
+            weights.identity,
+            weights.shape,
+            weights.relation,
+            router_weight,
+            weights.expert,
+        )
+        total = torch.stack([factor * t for factor, t in zip(factors, terms, strict=True)]).sum()
+        return Losses(total, torch.stack([total, *terms]).detach(), routing(logits, patterns))
+
+    @staticmethod
+    def _with_cls(tokens: Tokens) -> tuple[Tensor, Tensor]:
+        return tokens.cls.unsqueeze(1), tokens.patches
+
+
+def routing(logits: list[Tensor], patterns: list[Pattern]) -> Tensor:
+    """Mean router probability [K, K] by called pattern (row)."""
+    table = logits[0].new_zeros(len(Pattern), len(Pattern), dtype=torch.float32)
+    for z, pattern in zip(logits, patterns, strict=True):
+        share = patterns.count(pattern)
+        table[pattern] += z.detach().float().softmax(dim=-1).mean(dim=0) / share
+    return table

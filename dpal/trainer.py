@@ -1,0 +1,188 @@
+"""The training loop: batch, losses, step, telemetry, commit; until done or asked to stop."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpal import checkpoint
+from dpal.base import telemetry as metrics
+from dpal.base.errors import ConfigError
+from dpal.base.progress import Progress
+from dpal.base.recipe import Recipe, steps_of
+from dpal.base.signals import StopSignal
+from dpal.base.telemetry import Telemetry
+from dpal.batch import BatchSource
+from dpal.engine import Engine
+from dpal.optim import learning_rate
+from dpal.task import TERMS, Losses
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The recipe's durations in optimiser steps."""
+
+    total: int
+    warmup: int
+    router_switch: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, num_samples: int) -> "Schedule":
+        """Resolve "epochs" with the size of the data set."""
+        durations = (recipe.train.duration, recipe.train.warmup, recipe.loss.router_switch)
+        return cls(*(steps_of(d, num_samples, recipe.train.global_batch) for d in durations))
+
+
+class EventLog:
+    """Appends one JSON object a line; rank 0 alone writes."""
+
+    def __init__(self, path: Path, enabled: bool) -> None:
+        self._file = None
+        if enabled:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", buffering=1)
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """Append one row."""
+        if self._file is not None:
+            row = {"event": event, "step": step, "time": time.time(), **values}
+            self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class Trainer:
+    """Runs a task from the engine's step to the end of the schedule.
+
+    Args:
+        recipe: schedule, loss weights and reporting.
+        engine: holds the task.
+        source: this rank's micro-batches.
+        folder: where checkpoints go.
+        events: the run's event log.
+        telemetry: the metrics port.
+        stop: raised when the process is asked to stop.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine,
+        source: BatchSource,
+        folder: Path,
+        events: EventLog,
+        telemetry: Telemetry,
+        stop: StopSignal,
+    ) -> None:
+        self.recipe, self.engine, self.source, self.folder = recipe, engine, source, folder
+        self.events, self.telemetry, self.stop = events, telemetry, stop
+        self.schedule = Schedule.of(recipe, source.num_samples)
+        self._committed_step = -1
+
+    def run(self) -> bool:
+        """Train; True when the schedule is done, False when stopped with a committed checkpoint."""
+        total = self.schedule.total
+        batches = self.source.batches(self.engine.steps_done)
+        self.telemetry.report(metrics.TRAIN_STEPS, total)
+        try:
+            with Progress("train", total, "step", initial=self.engine.steps_done) as progress:
+                while self.engine.steps_done < total:
+                    row = self._step(batches)
+                    progress.advance(note=f"loss {row['loss']:.4f}")
+                    if row["stop"]:
+                        break
+                    if self.engine.steps_done % self.recipe.train.checkpoint_every == 0:
+                        self._commit()
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+        self._commit()
+        done = self.engine.steps_done >= total
+        self.events.write("done" if done else "stop", self.engine.steps_done)
+        return done
+
+    def _step(self, batches: Any) -> Mapping[str, Any]:
+        """One optimiser step; returns its row of the event log."""
+        step, spec = self.engine.steps_done, self.recipe.train
+        rate = learning_rate(step, self.schedule.total, self.schedule.warmup, spec.lr)
+        late = step >= self.schedule.router_switch
+        router_weight = self.recipe.loss.router_late if late else self.recipe.loss.router
+        begin, waited = time.monotonic(), 0.0
+        results: list[Losses] = []
+        for micro in range(self.engine.accumulation):
+            asked = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - asked
+            losses = self.engine.forward_backward(batch, router_weight)
+            self.engine.step(rate, last_micro_batch=micro == self.engine.accumulation - 1)
+            results.append(losses)
+        terms, routing, stop = self._reduce(results)
+        row = self._row(terms, routing, rate, waited, time.monotonic() - begin - waited)
+        if not math.isfinite(row["loss"]):
+            raise ConfigError(
+                f"the loss is {row['loss']} at step {step + 1}; try a lower train.lr "
+                f"(now {spec.lr}) or train.precision=fp32"
+            )
+        self._report(row, stop)
+        return {**row, "stop": stop}
+
+    def _reduce(self, results: list[Losses]) -> tuple[Tensor, Tensor, bool]:
+        """Means over micro-batches and ranks, and whether any rank was asked to stop."""
+        terms = torch.stack([losses.terms for losses in results]).mean(dim=0)
+        routing = torch.stack([losses.routing for losses in results]).mean(dim=0)
+        packed = torch.cat([terms, routing.flatten(), terms.new_tensor([float(bool(self.stop))])])
+        packed = self.engine.reduce(packed).cpu()
+        size = len(TERMS)
+        return packed[:size], packed[size:-1].view_as(routing), bool(packed[-1] > 0)
+
+    def _row(
+        self, terms: Tensor, routing: Tensor, rate: float, waited: float, busy: float
+    ) -> dict[str, Any]:
+        return {
+            **dict(zip(TERMS, terms.tolist(), strict=True)),
+            "lr": rate,
+            "data_s": waited,
+            "step_s": busy,
+            "images_per_s": self.recipe.train.global_batch / (waited + busy),
+            "router_probability": routing.diagonal().tolist(),
+            "routing": routing.tolist(),
+        }
+
+    def _report(self, row: Mapping[str, Any], stop: bool) -> None:
+        step, report = self.engine.steps_done, self.telemetry.report
+        if step % self.recipe.train.log_every == 0 or step == self.schedule.total or stop:
+            self.events.write("step", step, **row)
+        report(metrics.TRAIN_STEP, step)
+        report(metrics.TRAIN_LR, row["lr"])
+        report(metrics.TRAIN_IMAGES, self.recipe.train.global_batch)
+        report(metrics.TRAIN_SECONDS, row["data_s"], phase="data")
+        report(metrics.TRAIN_SECONDS, row["step_s"], phase="step")
+        for term in TERMS:
+            report(metrics.TRAIN_LOSS, row[term], term=term)
+        for pattern, value in zip(
+            ("identity", "shape", "relation"), row["router_probability"], strict=True
+        ):
+            report(metrics.TRAIN_ROUTER, value, pattern=pattern)
+
+    def _commit(self) -> None:
+        if self._committed_step == self.engine.steps_done:
+            return
+        begin = time.monotonic()
+        state = self.engine.state()
+        if self.engine.world.rank == 0:
+            keep = self.recipe.train.keep_checkpoints
+            checkpoint.commit(self.folder, state, self.recipe.science(), keep)
+        self.engine.barrier()
+        self._committed_step = self.engine.steps_done
+        seconds = time.monotonic() - begin
+        self.events.write("checkpoint", self.engine.steps_done, seconds=seconds)
+        self.telemetry.report(metrics.TRAIN_SECONDS, seconds, phase="checkpoint")
+        self.telemetry.report(metrics.CHECKPOINT_TIME, time.time())

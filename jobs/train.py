@@ -1,0 +1,165 @@
+"""`dpal train`: join shards, targets, student and engine, and run the loop.
+
+Start here to read the main path: recipe -> this file -> dpal/trainer.py -> dpal/task.py ->
+dpal/objective.py.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from cluster.ranks import spawn_ranks
+from data_tools.backgrounds import load_backgrounds
+from data_tools.feature_cache import TargetCache, open_cache
+from data_tools.loader import Loader, Slice
+from data_tools.manifest import Manifest, load_manifest
+from data_tools.storage import open_store
+from dpal import checkpoint
+from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, StopRequested
+from dpal.base.layout import RunLayout
+from dpal.base.recipe import PATCH, Recipe
+from dpal.base.signals import StopSignal
+from dpal.base.telemetry import MemoryTelemetry, PrometheusTelemetry, Telemetry
+from dpal.engine import Engine, World
+from dpal.model.teacher import build_teacher
+from dpal.targets import TargetHeader
+from dpal.task import CachedTargets, DpalTask, OnlineTargets, TargetSource
+from dpal.trainer import EventLog, Schedule, Trainer
+from dpal.views import ViewPlan
+from jobs.cache_features import calibrate, definition_of
+from jobs.stage import StageResult
+
+
+def run(recipe: Recipe) -> StageResult:
+    """Train to the end of the schedule, from the last committed checkpoint if there is one.
+
+    Raises:
+        StopRequested: stopped by a signal with its state committed; run it again.
+        ConfigError, DataError, StorageError: what a user can mend.
+    """
+    layout = RunLayout(recipe.run_dir)
+    manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
+    total = Schedule.of(recipe, manifest.num_samples).total
+    restored = checkpoint.latest(layout.checkpoints)
+    if restored is not None:
+        checkpoint.check_same_science(restored, recipe.science())
+        if restored.step >= total:
+            return StageResult("train", True, f"{total} steps were done before")
+    if "RANK" not in os.environ and recipe.train.processes > 1:
+        _spawn(recipe, layout)
+    elif not train_rank(recipe, manifest, World.from_environment()):
+        raise StopRequested(f"stopped with a committed checkpoint in {layout.checkpoints}")
+    return StageResult("train", False, f"{total} steps of {recipe.train.global_batch} images")
+
+
+def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
+    """What one rank does; True when the schedule is done."""
+    _check_world(recipe, world)
+    stop = StopSignal().install()
+    layout = RunLayout(recipe.run_dir)
+    targets, cache = _targets(recipe, manifest)
+    source = _loader(recipe, manifest, cache, world)
+    found = checkpoint.latest(layout.checkpoints)
+    engine = Engine(
+        DpalTask(recipe, targets),
+        recipe.train,
+        world,
+        checkpoint.load(found) if found is not None else None,
+    )
+    events = EventLog(layout.events, enabled=world.rank == 0)
+    _write_start(events, engine, world)
+    telemetry = _telemetry(recipe, world)
+    try:
+        return Trainer(recipe, engine, source, layout.checkpoints, events, telemetry, stop).run()
+    finally:
+        events.close()
+        engine.close()
+
+
+def _targets(recipe: Recipe, manifest: Manifest) -> tuple[TargetSource, TargetCache | None]:
+    """Teacher targets: from the finished cache, or from the teacher itself."""
+    if recipe.train.targets == "cached":
+        cache = open_cache(recipe, definition_of(recipe, manifest))
+        cache.require_complete(manifest)
+        return CachedTargets(cache.header), cache
+    header: TargetHeader = calibrate(recipe)
+    teacher = build_teacher(
+        recipe.teacher,
+        stride=PATCH * recipe.views.height // recipe.student.height,
+        view_size=(recipe.views.height, recipe.views.width),
+        taught_weights=RunLayout(recipe.run_dir).teacher,
+    )
+    if torch.cuda.is_available():
+        teacher = teacher.to("cuda")
+    return OnlineTargets(teacher, header), None
+
+
+def _loader(recipe: Recipe, manifest: Manifest, cache: TargetCache | None, world: World) -> Loader:
+    spec = recipe.train
+    return Loader(
+        open_store(recipe.data.shards, recipe.storage),
+        manifest,
+        ViewPlan(recipe.seed, recipe.views),
+        load_backgrounds(recipe),
+        cache,
+        Slice(spec.global_batch, spec.micro_batch, world.rank, world.size),
+        max_pixels=recipe.data.max_pixels,
+        threads=spec.loader_threads,
+        prefetch=spec.prefetch,
+        cache_dir=recipe.run_dir / "shard-cache",
+    )
+
+
+def _telemetry(recipe: Recipe, world: World) -> Telemetry:
+    if recipe.train.metrics_port and world.rank == 0:
+        return PrometheusTelemetry(recipe.train.metrics_port, recipe.name)
+    return MemoryTelemetry()
+
+
+def _write_start(events: EventLog, engine: Engine, world: World) -> None:
+    counts = engine.num_parameters()
+    events.write("start", engine.steps_done, num_parameters=counts, world_size=world.size)
+
+
+def _check_world(recipe: Recipe, world: World) -> None:
+    spec = recipe.train
+    if spec.global_batch % (spec.micro_batch * world.size):
+        raise ConfigError(
+            f"train.global_batch={spec.global_batch} is not a multiple of train.micro_batch="
+            f"{spec.micro_batch} times {world.size} processes"
+        )
+
+
+def _spawn(recipe: Recipe, layout: RunLayout) -> None:
+    """Start the ranks of this node; each reads the resolved recipe from the run folder."""
+    env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // recipe.train.processes))}
+    env |= credentials(recipe)
+    path = write_recipe(recipe, layout.recipe)
+    argv = [sys.executable, "-m", "jobs", "train", str(path)]
+    code = spawn_ranks(argv, recipe.train.processes, env)
+    if code == EXIT_RUN_AGAIN:
+        raise StopRequested(f"stopped with a committed checkpoint in {layout.checkpoints}")
+    if code != EXIT_DONE:
+        error = DpalError("a training process failed; its message is above")
+        error.exit_code = code
+        raise error
+
+
+def write_recipe(recipe: Recipe, path: Path) -> Path:
+    """Write the resolved recipe, without credentials, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(recipe.to_yaml())
+    os.replace(aside, path)
+    return path
+
+
+def credentials(recipe: Recipe) -> dict[str, str]:
+    """The recipe's storage credentials as the AWS variables a child process reads."""
+    values = {
+        "AWS_ACCESS_KEY_ID": recipe.storage.key.get_secret_value(),
+        "AWS_SECRET_ACCESS_KEY": recipe.storage.secret.get_secret_value(),
+    }
+    return {name: value for name, value in values.items() if value}
