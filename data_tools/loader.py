@@ -24,7 +24,7 @@ from data_tools.order import WINDOW_SHARDS, Order, Place
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import ObjectStore
 from dpal.batch import TrainBatch
-from dpal.record import spec_of
+from dpal.record import stored_spec
 from dpal.views import CompositeSpec, ViewPlan, ViewSpec, render, render_composite
 
 BLUR_PROBABILITY = {"base": 1.0, "composite": 0.1, "crop": 0.5}
@@ -89,7 +89,7 @@ class Loader:
         self._shards = _Recent(2 * WINDOW_SHARDS, lambda i: read_shard(store, refs[i], cache_dir))
         self._targets = _Recent(
             2 * WINDOW_SHARDS * (plan.views.count + plan.views.composites),
-            lambda key: cast(TargetCache, cache).shard(key[0], refs[key[1]]),
+            lambda key: cast(TargetCache, cache).shard(key[0], refs[key[1]], cache_dir),
         )
 
     def batches(self, start_step: int) -> Iterator[TrainBatch]:
@@ -180,11 +180,10 @@ class Loader:
             return key, image, base_spec, mixed, (_NO_RECORD, _NO_RECORD)
         series = (f"view-{view}", f"composite-{composite}")
         parts: list[TargetShard] = [self._targets.get((name, place.shard)) for name in series]
-        records = tuple(part.records([place.row])[0] for part in parts)
-        specs = [
-            spec_of(part.spec_numbers(record)) for part, record in zip(parts, records, strict=True)
-        ]
-        return key, image, *specs, records  # type: ignore[return-value]
+        base_record, mixed_record = (part.records([place.row])[0] for part in parts)
+        base_spec = cast(ViewSpec, stored_spec(base_record, "view"))
+        mixed = cast(CompositeSpec, stored_spec(mixed_record, "composite"))
+        return key, image, base_spec, mixed, (base_record, mixed_record)
 
     def _noise(self, key: str, epoch: int) -> Sequence[Sequence[float]]:
         kinds = ("base", "composite", *("crop" for _ in range(self._plan.views.crops)))

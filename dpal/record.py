@@ -82,6 +82,11 @@ def spec_of(numbers: np.ndarray) -> ViewSpec | CompositeSpec:
     return CompositeSpec(plain[1], behind, (first, second), corners)
 
 
+def stored_spec(record: np.ndarray, kind: Kind) -> ViewSpec | CompositeSpec:
+    """The spec at the beginning of one record uint8 [R]."""
+    return spec_of(np.ascontiguousarray(record[: 2 * SPEC_NUMBERS[kind]]).view("<u2"))
+
+
 def damaged_rows(records: np.ndarray, layout: RecordLayout) -> list[int]:
     """Rows of uint8 [B, R] whose crc32 does not match their content."""
     stored = np.ascontiguousarray(records[:, layout.crc_start :]).view("<u4")[:, 0]

@@ -11,24 +11,23 @@ from pathlib import Path
 import torch
 
 from cluster.ranks import spawn_ranks
-from data_tools.backgrounds import load_backgrounds
-from data_tools.feature_cache import TargetCache, open_cache
+from data_tools.backgrounds import BackgroundPool, load_backgrounds
+from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
 from data_tools.manifest import Manifest, load_manifest
 from data_tools.storage import open_store
 from dpal import checkpoint
 from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, StopRequested
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import PATCH, Recipe
+from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from dpal.base.telemetry import MemoryTelemetry, PrometheusTelemetry, Telemetry
 from dpal.engine import Engine, World
-from dpal.model.teacher import build_teacher
-from dpal.targets import TargetHeader
 from dpal.task import CachedTargets, DpalTask, OnlineTargets, TargetSource
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
-from jobs.cache_features import calibrate, definition_of
+from jobs.cache_features import calibrate
+from jobs.cache_plan import cache_of, teacher_of
 from jobs.stage import StageResult
 
 
@@ -59,8 +58,9 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     _check_world(recipe, world)
     stop = StopSignal().install()
     layout = RunLayout(recipe.run_dir)
-    targets, cache = _targets(recipe, manifest)
-    source = _loader(recipe, manifest, cache, world)
+    pool = load_backgrounds(recipe)
+    targets, cache = _targets(recipe, manifest, pool)
+    source = _loader(recipe, manifest, pool, cache, world)
     found = checkpoint.latest(layout.checkpoints)
     engine = Engine(
         DpalTask(recipe, targets),
@@ -78,31 +78,30 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
         engine.close()
 
 
-def _targets(recipe: Recipe, manifest: Manifest) -> tuple[TargetSource, TargetCache | None]:
+def _targets(
+    recipe: Recipe, manifest: Manifest, pool: BackgroundPool
+) -> tuple[TargetSource, TargetCache | None]:
     """Teacher targets: from the finished cache, or from the teacher itself."""
     if recipe.train.targets == "cached":
-        cache = open_cache(recipe, definition_of(recipe, manifest))
-        cache.require_complete(manifest)
+        cache = cache_of(recipe, manifest, pool)
         return CachedTargets(cache.header), cache
-    header: TargetHeader = calibrate(recipe)
-    teacher = build_teacher(
-        recipe.teacher,
-        stride=PATCH * recipe.views.height // recipe.student.height,
-        view_size=(recipe.views.height, recipe.views.width),
-        taught_weights=RunLayout(recipe.run_dir).teacher,
-    )
-    if torch.cuda.is_available():
-        teacher = teacher.to("cuda")
-    return OnlineTargets(teacher, header), None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return OnlineTargets(teacher_of(recipe).to(device), calibrate(recipe)), None
 
 
-def _loader(recipe: Recipe, manifest: Manifest, cache: TargetCache | None, world: World) -> Loader:
+def _loader(
+    recipe: Recipe,
+    manifest: Manifest,
+    pool: BackgroundPool,
+    cache: TargetCache | None,
+    world: World,
+) -> Loader:
     spec = recipe.train
     return Loader(
         open_store(recipe.data.shards, recipe.storage),
         manifest,
         ViewPlan(recipe.seed, recipe.views),
-        load_backgrounds(recipe),
+        pool,
         cache,
         Slice(spec.global_batch, spec.micro_batch, world.rank, world.size),
         max_pixels=recipe.data.max_pixels,

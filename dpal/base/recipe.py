@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -26,6 +26,8 @@ Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)? (steps|epochs)$")]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PATCH = 16
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def steps_of(duration: str, num_samples: int, global_batch: int) -> int:
@@ -398,10 +400,15 @@ def resolve_recipe(values: dict[str, Any]) -> Recipe:
     if isinstance(values.get("name"), str):
         run = str(Path(str(values.get("output", "runs"))) / values["name"])
         values = _fill(_with_path_defaults(values), run)
+    return validate(Recipe, values)
+
+
+def validate(model: type[Model], values: dict[str, Any], section: str = "") -> Model:
+    """`values` as a recipe or as one of its sections. Raises ConfigError."""
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from None
+        raise ConfigError(_sentence(error, section)) from None
 
 
 def explain(key: str) -> str:
@@ -476,10 +483,10 @@ def _nearest(name: str, valid: Any, parents: list[str]) -> str:
     return f"; valid names are {', '.join(sorted(valid))}"
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, section: str = "") -> str:
     first = error.errors()[0]
     tags = {"taught", "timm", "onnx"}
-    parts = [str(part) for part in first["loc"]]
+    parts = [*filter(None, [section]), *(str(part) for part in first["loc"])]
     parts = [part for i, part in enumerate(parts) if not (part in tags and i == 1)]
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":

@@ -1,0 +1,214 @@
+"""The `dpal` command. Every verb imports only what it needs, so help and `submit` are quick."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+from dpal.base.errors import EXIT_BUG, EXIT_DONE, ConfigError, DpalError
+from dpal.base.recipe import Recipe, Storage, explain, load_recipe, parse_yaml, validate
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the return value is the exit code (see `dpal.base.errors`)."""
+    arguments = _parser().parse_args(argv)
+    handler: Handler = arguments.handler
+    try:
+        return handler(arguments)
+    except DpalError as error:
+        print(f"dpal {arguments.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"dpal {arguments.verb}: interrupted; run the same command again", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        print(f"dpal {arguments.verb}: this is a bug; please report the above", file=sys.stderr)
+        return EXIT_BUG
+
+
+def _shard(arguments: argparse.Namespace) -> int:
+    from dpal.base.recipe import Data
+    from jobs.build_shards import build_shards
+
+    values = {"images": arguments.source, "shards": arguments.dest, **_options(arguments.set)}
+    data = validate(Data, values, "data")
+    manifest = build_shards(data.images, data.shards, data, Storage())
+    print(f"{manifest.num_samples} images in {len(manifest.shards)} shards: {arguments.dest}")
+    return EXIT_DONE
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from jobs.audit import run_audit
+
+    return run_audit(arguments.url, Storage())
+
+
+def _stage(module: str) -> Handler:
+    def handler(arguments: argparse.Namespace) -> int:
+        recipe = _recipe(arguments)
+        if arguments.dry_run:
+            print(recipe.to_yaml(), end="")
+            return EXIT_DONE
+        from importlib import import_module
+
+        outcome = import_module(module).run(recipe)
+        if not isinstance(outcome, list):
+            print(f"{'skipped' if outcome.skipped else 'done'}: {outcome.detail}")
+        return EXIT_DONE
+
+    return handler
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    arguments.recipe = str(resources.files("jobs") / "recipes" / "demo.yaml")
+    return _stage("jobs.run")(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from jobs.evaluate import evaluate_model
+
+    evaluate_model(arguments.model, arguments.task, arguments.data)
+    return EXIT_DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from jobs import export
+
+    folder = Path(arguments.run)
+    result = export.run(load_recipe(folder / "recipe.yaml"), arguments.format)
+    print(f"{'skipped' if result.skipped else 'done'}: {result.detail}")
+    return EXIT_DONE
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from jobs.submit import submit
+
+    submit(
+        arguments.recipe,
+        tuple(arguments.overrides),
+        stage=arguments.stage,
+        on=arguments.on,
+        dry_run=arguments.dry_run,
+    )
+    return EXIT_DONE
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from jobs.submit import status
+
+    answer = status(arguments.job)
+    print(f"{arguments.job}: {answer.state} ({answer.detail})")
+    return EXIT_DONE
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from jobs.submit import logs
+
+    for line in logs(arguments.job):
+        print(line)
+    return EXIT_DONE
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from jobs.submit import cancel
+
+    cancel(arguments.job)
+    print(f"{arguments.job}: cancelled")
+    return EXIT_DONE
+
+
+def _dashboards(arguments: argparse.Namespace) -> int:
+    from jobs.dashboards import write_dashboards
+
+    for path in write_dashboards(Path(arguments.dest)):
+        print(path)
+    return EXIT_DONE
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    print(explain(arguments.key))
+    return EXIT_DONE
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    return load_recipe(arguments.recipe, tuple(arguments.overrides))
+
+
+def _options(pairs: Sequence[str]) -> dict[str, object]:
+    """`--set min_side=64` pairs as a mapping. Raises ConfigError."""
+    options: dict[str, object] = {}
+    for pair in pairs:
+        key, separator, raw = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {pair!r} is not of the form key=value")
+        options[key] = parse_yaml(raw, f"--set {pair!r}")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dpal",
+        description="Turn person images and frozen teachers into small human-centric backbones.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.set_defaults(handler=handler)
+        return sub
+
+    def recipe_verb(name: str, handler: Handler, text: str) -> argparse.ArgumentParser:
+        sub = verb(name, handler, text)
+        sub.add_argument("recipe", help="recipe file")
+        _add_overrides(sub)
+        return sub
+
+    shard = verb("shard", _shard, "person images -> WebDataset shards + manifest")
+    shard.add_argument("source", nargs="+", help="folders or URLs of images")
+    shard.add_argument("dest", help="folder or URL for the shards")
+    shard.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="data.KEY")
+    verb("audit", _audit, "verify shards and target caches").add_argument("url")
+    recipe_verb("cache", _stage("jobs.cache_features"), "teacher targets for every pinned view")
+    recipe_verb("train", _stage("jobs.train"), "train the student; resumes by itself")
+    recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
+    recipe_verb("run", _stage("jobs.run"), "all stages; skips what is done")
+    _add_overrides(verb("demo", _demo, "run the tiny recipe on embedded data"))
+
+    evaluate = verb("evaluate", _evaluate, "frozen-feature evaluation of a run or an export")
+    evaluate.add_argument("model", help="run folder or export folder")
+    evaluate.add_argument("--task", required=True, choices=("reid", "parsing"))
+    evaluate.add_argument("--data", required=True, help="folder with labels.csv")
+    export = verb("export", _export, "write the student for timm or ONNX, parity-checked")
+    export.add_argument("run", help="run folder")
+    export.add_argument("--format", choices=("timm", "onnx"), default="timm")
+
+    submit = verb("submit", _submit, "render, show and submit a job")
+    submit.add_argument("recipe", help="recipe file")
+    submit.add_argument("--stage", required=True, choices=("cache", "train", "run"))
+    submit.add_argument("--on", required=True, choices=("local", "slurm", "kubernetes"))
+    _add_overrides(submit)
+    for name, handler, text in (
+        ("status", _status, "where a job stands"),
+        ("logs", _logs, "what a job printed"),
+        ("cancel", _cancel, "stop a job"),
+    ):
+        verb(name, handler, text).add_argument("job", help="job id, as `submit` printed it")
+    verb("dashboards", _dashboards, "write dashboards, scrape config and alerts").add_argument(
+        "dest"
+    )
+    verb("explain", _explain, "what a recipe key means").add_argument("key")
+    return parser
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe overrides")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and stop")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
