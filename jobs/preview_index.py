@@ -29,12 +29,10 @@ class PreviewIndex(NamedTuple):
     Attributes:
         digest: covers everything the pictures depend on.
         previews: in the order they are shown.
-        router: mean router probability [called pattern][pattern], or empty without a checkpoint.
     """
 
     digest: str
     previews: tuple[Preview, ...]
-    router: tuple[tuple[float, ...], ...]
 
 
 def read_previews(folder: Path) -> PreviewIndex | None:
@@ -45,8 +43,7 @@ def read_previews(folder: Path) -> PreviewIndex | None:
             Preview(folder / row["file"], row["kind"], row["title"], row["caption"])
             for row in raw["previews"]
         )
-        router = tuple(tuple(float(value) for value in row) for row in raw["router"])
-        index = PreviewIndex(str(raw["digest"]), previews, router)
+        index = PreviewIndex(str(raw["digest"]), previews)
     except (OSError, KeyError, TypeError, ValueError):
         return None
     return index if all(preview.file.is_file() for preview in previews) else None
@@ -55,5 +52,5 @@ def read_previews(folder: Path) -> PreviewIndex | None:
 def write_index(folder: Path, index: PreviewIndex) -> None:
     """Write the index of `folder`, after all its pictures."""
     rows = [{**preview._asdict(), "file": preview.file.name} for preview in index.previews]
-    text = json.dumps({"digest": index.digest, "previews": rows, "router": index.router}, indent=2)
+    text = json.dumps({"digest": index.digest, "previews": rows}, indent=2)
     (folder / INDEX).write_text(text + "\n")

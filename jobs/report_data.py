@@ -16,6 +16,7 @@ from jobs.preview_index import Preview, read_previews
 
 LOSS_TERMS = ("identity", "shape", "relation", "router", "expert")
 PATTERNS = ("identity", "shape", "relation")
+ROUTING_ROWS = 10  # logged steps that the router table is the mean of
 MODELS = ("untrained", "student", "teacher")
 
 
@@ -46,6 +47,8 @@ class History:
         checkpoint_seconds: time each commit took.
         num_student, num_decoder: parameters; 0 when unknown.
         world_sizes: of every start, in order; more than one entry means the run was resumed.
+        routing: mean router probability [called pattern][pattern] of the last logged steps; may be
+            empty.
         finished: the last run ended with "done".
     """
 
@@ -54,6 +57,7 @@ class History:
     num_student: int = 0
     num_decoder: int = 0
     world_sizes: tuple[int, ...] = ()
+    routing: tuple[tuple[float, ...], ...] = ()
     finished: bool = False
 
 
@@ -96,7 +100,6 @@ class ReportInputs:
     scores: tuple[Score, ...]
     previews: tuple[Preview, ...]
     preview_problem: str
-    router: tuple[tuple[float, ...], ...]
     export: Export | None
     digest: str
 
@@ -117,7 +120,6 @@ def gather(recipe: Recipe, preview_problem: str = "", version: str = "") -> Repo
         scores=read_scores(layout.evaluation),
         previews=previews.previews if previews else (),
         preview_problem=preview_problem,
-        router=previews.router if previews else (),
         export=_read_export(layout.export),
         digest=hashed.hexdigest()[:16],
     )
@@ -126,6 +128,7 @@ def gather(recipe: Recipe, preview_problem: str = "", version: str = "") -> Repo
 def read_history(path: Path) -> History:
     """Read `events.jsonl`, also of a run that was killed and resumed."""
     steps: dict[int, Step] = {}
+    routing: dict[int, list[list[float]]] = {}
     seconds: list[float] = []
     worlds: list[int] = []
     parameters: dict[str, int] = {}
@@ -134,6 +137,7 @@ def read_history(path: Path) -> History:
         event = row.get("event")
         if event == "step":
             steps[int(row["step"])] = _step(row)
+            routing[int(row["step"])] = row.get("routing") or []
         elif event == "checkpoint" and "seconds" in row:
             seconds.append(float(row["seconds"]))
         elif event == "start":
@@ -146,6 +150,7 @@ def read_history(path: Path) -> History:
         num_student=int(parameters.get("student", 0)),
         num_decoder=int(parameters.get("decoder", 0)),
         world_sizes=tuple(worlds),
+        routing=_mean_table([routing[number] for number in sorted(routing)[-ROUTING_ROWS:]]),
         finished=finished,
     )
 
@@ -160,6 +165,14 @@ def read_scores(path: Path) -> tuple[Score, ...]:
     return tuple(
         Score(*key, *(models.get(model) for model in MODELS)) for key, models in table.items()
     )
+
+
+def _mean_table(tables: list[list[list[float]]]) -> tuple[tuple[float, ...], ...]:
+    tables = [table for table in tables if table]
+    if not tables:
+        return ()
+    rows = zip(*tables, strict=True)
+    return tuple(tuple(sum(cell) / len(tables) for cell in zip(*row, strict=True)) for row in rows)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

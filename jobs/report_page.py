@@ -152,7 +152,7 @@ def _use(inputs: ReportInputs) -> str:
 
 def _recipe(inputs: ReportInputs) -> str:
     return (
-        '<p class="intro">Every value of the run, defaults included; secrets are masked.</p>'
+        '<p class="intro">Every value of the run, defaults included; credentials are left out.</p>'
         '<details class="box"><summary>Resolved recipe</summary>'
         f"<pre>{escape(inputs.recipe.to_yaml())}</pre></details>"
     )

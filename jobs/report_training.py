@@ -24,7 +24,7 @@ def training_section(inputs: ReportInputs) -> str:
     return (
         '<p class="intro">Move the pointer over a chart to read its values. Where many steps were '
         "logged, a line is the mean of neighbouring steps and the band their range.</p>"
-        f'<div class="grid2">{"".join(charts)}</div>{_router_table(inputs.router)}'
+        f'<div class="grid2">{"".join(charts)}</div>{_router_table(history.routing)}'
     )
 
 
@@ -92,8 +92,8 @@ def _time_split(history: History) -> str:
     return split_bar("Where the time goes", "Mean over the logged steps.", shares)
 
 
-def _router_table(router: tuple[tuple[float, ...], ...]) -> str:
-    if not router:
+def _router_table(routing: tuple[tuple[float, ...], ...]) -> str:
+    if not routing:
         return ""
     head = "".join(f"<th>{pattern}</th>" for pattern in PATTERNS)
     rows = "".join(
@@ -102,12 +102,12 @@ def _router_table(router: tuple[tuple[float, ...], ...]) -> str:
             f'<td class="heat" style="--share:{60 * value:.0f}%">{value:.2f}</td>' for value in row
         )
         + "</tr>"
-        for called, row in zip(PATTERNS, router, strict=True)
+        for called, row in zip(PATTERNS, routing, strict=True)
     )
     return (
         '<h3 style="margin-top:26px">Which pattern the router believes it decodes</h3>'
         '<p class="intro">Rows: the pattern the decoder was called for. Columns: the mean '
-        "probability of each pattern. A router that tells them apart has its mass on the "
+        "probability of each pattern over the last logged steps. A router that tells them apart has its mass on the "
         "diagonal.</p>"
         f'<div class="box narrow"><table class="router"><thead><tr><th>called for</th>{head}</tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"

@@ -65,8 +65,7 @@ def write_pictures(folder: Path) -> None:
         Image.fromarray(picture).save(folder / f"{kind}.png")
         title, caption = f"Invented {kind}", "Smooth random textures <not photographs>."
         previews.append(Preview(folder / f"{kind}.png", kind, title, caption))
-    router = ((0.92, 0.05, 0.03), (0.04, 0.9, 0.06), (0.01, 0.02, 0.97))
-    write_index(folder, PreviewIndex("0" * 16, tuple(previews), router))
+    write_index(folder, PreviewIndex("0" * 16, tuple(previews)))
 
 
 def _start(time: float) -> dict[str, object]:
@@ -96,7 +95,8 @@ def _step(number: int, steps: int, data_ms: float) -> dict[str, object]:
     row["loss"] = sum(terms[name] for name in ("identity", "shape", "relation"))
     row["lr"] = 1e-3 * min(1, number / 30) * (0.5 + 0.5 * math.cos(math.pi * number / steps))
     row |= {"data_s": data_ms / 1e3, "step_s": 0.2 * noise, "images_per_s": 64 / (0.2 * noise)}
-    return {**row, "router_probability": right}
+    table = [[p if i == j else (1 - p) / 2 for j in range(3)] for i, p in enumerate(right)]
+    return {**row, "router_probability": right, "routing": table}
 
 
 def _scores() -> list[dict[str, object]]:

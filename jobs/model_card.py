@@ -1,0 +1,89 @@
+"""The README.md of an export: what the model is, what it was trained on, how to load it."""
+
+from collections.abc import Sequence
+
+from dpal.base.recipe import Recipe, TimmTeacher
+from dpal.export import Parity
+from jobs.report_data import Score
+
+NAMES = {"vit_tiny": "ViT-Ti/16", "vit_small": "ViT-S/16", "vit_base": "ViT-B/16"}
+
+
+def model_card(
+    recipe: Recipe,
+    step: int,
+    scores: Sequence[Score],
+    parity: Parity,
+    num_bytes: int,
+    num_images: int,
+) -> str:
+    """Markdown with the front matter that model hubs read."""
+    student = recipe.student
+    heads = ""
+    if student.heads == "paper":
+        heads = (
+            "\nThe last block has another number of attention heads than the others, which a timm "
+            "configuration\ncannot say. `load.py` sets it; without it the features are wrong.\n"
+        )
+    return f"""---
+library_name: timm
+tags: [image-feature-extraction, human-centric]
+---
+# {recipe.name}
+
+A {NAMES[student.name]} backbone for images of persons, {student.height} × {student.width} pixels,
+pretrained without labels by dynamic pattern alignment with a frozen teacher
+([DPAL](https://arxiv.org/abs/2508.07144)).
+
+    from load import load                     # needs timm only
+    model, transform = load()
+    pixels = transform(image)[None]           # a PIL image of one person
+    tokens = model.forward_features(pixels)   # [1, 1 + N, D]: global token, then patch tokens
+{heads}
+| | |
+|---|---|
+| images | {num_images:,}, from {_source(recipe)} |
+| teacher | {_teacher(recipe)} |
+| training | {step:,} steps of {recipe.train.global_batch:,} samples |
+| weights | {num_bytes / 1e6:.1f} MB, float32 |
+| check | {parity.num_images} views, largest feature difference {parity.max_abs_error:.1e} |
+{_scores(scores)}
+## Licence
+
+The files here carry no licence of their own. The weights derive from the images and the teacher
+named above, whose terms may bind their use; check both before you pass the weights on.
+"""
+
+
+def _source(recipe: Recipe) -> str:
+    if recipe.data.images == ("synthetic",):
+        return "synthetic persons drawn by `dpal`"
+    return "the image set of the recipe"
+
+
+def _teacher(recipe: Recipe) -> str:
+    teacher = recipe.teacher
+    if isinstance(teacher, TimmTeacher):
+        return f"`{teacher.name}`, tap `{teacher.tap}`"
+    if teacher.kind == "taught":
+        return "a small ViT taught on the labels of the synthetic persons"
+    return "an ONNX network"
+
+
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return "\nThe backbone has not been evaluated.\n"
+    rows = "\n".join(
+        f"| {score.task} | {score.metric} | {_cell(score.untrained)} | {_cell(score.student)} "
+        f"| {_cell(score.teacher)} |"
+        for score in scores
+    )
+    return (
+        "\nScores of frozen features, in percent:\n\n"
+        "| task | metric | untrained | this model | teacher |\n|---|---|---|---|---|\n"
+        f"{rows}\n"
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

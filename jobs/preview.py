@@ -1,0 +1,129 @@
+"""`dpal preview`: pictures of views, masks and features into `previews/` of the run folder."""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_tools.backgrounds import BackgroundPool, load_backgrounds
+from data_tools.decode import decode_rgb
+from data_tools.feature_cache import open_cache
+from data_tools.manifest import Manifest, ShardRef, load_manifest
+from data_tools.shard import read_shard
+from data_tools.storage import ObjectStore, open_store
+from dpal.base.errors import DataError
+from dpal.base.layout import RunLayout
+from dpal.base.recipe import Recipe
+from dpal.model.student import FrozenStudent
+from dpal.targets import TargetHeader
+from dpal.views import ViewPlan
+from jobs.cache_plan import definition_of, teacher_of
+from jobs.preview_index import Preview, PreviewIndex, read_previews, write_index
+from jobs.preview_pictures import (
+    Drawn,
+    Sample,
+    draw_composites,
+    draw_features,
+    draw_masks,
+    draw_similarity,
+    draw_views,
+    make_sample,
+    tokens_of,
+)
+from jobs.publish import new_folder
+from jobs.stage import StageResult
+from jobs.trained import last_checkpoint, load_student
+
+VERSION = 1  # raise it whenever the same inputs would give other pictures
+NUM_IMAGES = 8
+
+
+def run(recipe: Recipe) -> StageResult:
+    """Draw what can be drawn: views always, masks with a teacher, features with a checkpoint too.
+
+    Raises:
+        DataError: when there are no shards yet.
+    """
+    folder = RunLayout(recipe.run_dir).previews
+    store = open_store(recipe.data.shards, recipe.storage)
+    manifest = load_manifest(store)
+    pool = load_backgrounds(recipe)
+    header = _header(recipe, manifest, pool)
+    digest = _digest(recipe, manifest, header)
+    present = read_previews(folder)
+    if present is not None and present.digest == digest:
+        return StageResult("preview", True, f"{len(present.previews)} pictures in {folder}")
+    keys, images = sample_images(recipe, store, manifest.shards[0], NUM_IMAGES)
+    plan = ViewPlan(recipe.seed, recipe.views)
+    drawn = _draw(recipe, make_sample(plan, keys, images, list(pool.images)), header)
+    with new_folder(folder) as aside:
+        for one in drawn:
+            Image.fromarray(one.picture).save(aside / f"{one.kind}.png")
+        previews = tuple(
+            Preview(aside / f"{one.kind}.png", one.kind, one.title, one.caption) for one in drawn
+        )
+        write_index(aside, PreviewIndex(digest, previews))
+    names = ", ".join(one.kind for one in drawn)
+    return StageResult("preview", False, f"{len(drawn)} pictures in {folder}: {names}")
+
+
+def _draw(recipe: Recipe, sample: Sample, header: TargetHeader | None) -> list[Drawn]:
+    drawn = [draw_views(sample), draw_composites(sample)]
+    if not _has_teacher(recipe):
+        return drawn
+    teacher = teacher_of(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+    single, pair = tokens_of(teacher, sample.bases), tokens_of(teacher, sample.composites)
+    own_single = own_pair = None
+    checkpoint = last_checkpoint(recipe)
+    if checkpoint is not None:
+        student = FrozenStudent(load_student(recipe, checkpoint), recipe.views.height)
+        own_single = tokens_of(student, sample.bases)
+        own_pair = tokens_of(student, sample.composites)
+    return [
+        *drawn,
+        draw_masks(sample, single, header),
+        draw_features(sample, single, own_single),
+        draw_similarity(sample, pair, own_pair),
+    ]
+
+
+def sample_images(
+    recipe: Recipe, store: ObjectStore, ref: ShardRef, count: int
+) -> tuple[tuple[str, ...], tuple[np.ndarray, ...]]:
+    """Keys and pixels of `count` images spread evenly over one shard."""
+    shard = read_shard(store, ref, None)
+    chosen = np.linspace(0, len(shard.keys) - 1, min(count, len(shard.keys))).astype(int)
+    keys = tuple(shard.keys[index] for index in chosen)
+    limit = recipe.data.max_pixels
+    images = tuple(decode_rgb(shard.image_bytes(int(index)), limit) for index in chosen)
+    return keys, images
+
+
+def _header(recipe: Recipe, manifest: Manifest, pool: BackgroundPool) -> TargetHeader | None:
+    """Header of the recipe's target cache; None while there is no such cache."""
+    if not _has_teacher(recipe):
+        return None
+    try:
+        return open_cache(recipe, definition_of(recipe, manifest, pool)).header
+    except DataError:
+        return None
+
+
+def _has_teacher(recipe: Recipe) -> bool:
+    """False where a taught teacher is not taught yet."""
+    return recipe.teacher.kind != "taught" or RunLayout(recipe.run_dir).teacher.is_file()
+
+
+def _digest(recipe: Recipe, manifest: Manifest, header: TargetHeader | None) -> str:
+    checkpoint = last_checkpoint(recipe)
+    inputs = {
+        "version": VERSION,
+        "recipe": recipe.digest(),
+        "manifest": manifest.digest,
+        "teacher": _has_teacher(recipe),
+        "targets": header.digest if header is not None else "",
+        "checkpoint": checkpoint.digest if checkpoint is not None else "",
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]

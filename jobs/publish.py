@@ -1,0 +1,63 @@
+"""Folders that appear whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpal.base.errors import StorageError
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that replaces it when the block ends without an error.
+
+    A process killed inside the block leaves `target` as it was; killed between the two renames at
+    the end it leaves no `target`, so the stage is simply run again. Leftovers of dead processes
+    are removed first.
+
+    Raises:
+        StorageError: when the folder cannot be written.
+    """
+    aside = _aside(target, "new", os.getpid())
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        aside.mkdir()
+        try:
+            yield aside
+            _swap(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {str(target)!r}: {error.strerror or error}") from None
+
+
+def _swap(aside: Path, target: Path) -> None:
+    old = _aside(target, "old", os.getpid())
+    if target.exists():
+        os.rename(target, old)
+    os.rename(aside, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    for leftover in target.parent.glob(f".{target.name}.*.*"):
+        number = leftover.name.rpartition(".")[2]
+        if number.isdigit() and not (int(number) != os.getpid() and _alive(int(number))):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _aside(target: Path, word: str, process: int) -> Path:
+    return target.with_name(f".{target.name}.{word}.{process}")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,124 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpal import export
+from dpal.base.errors import DataError
+from dpal.base.recipe import Student as StudentSpec
+from dpal.model.student import Student, build_student, normalise
+
+USER_SCRIPT = """
+import sys
+{shim}
+sys.path.insert(0, {folder!r})
+from load import load
+import torch
+from PIL import Image
+model, transform = load()
+assert "dpal" not in sys.modules or {shim!r}, "the loader needs more than timm"
+with torch.no_grad():
+    tokens = model.forward_features(transform(Image.open({image!r}))[None])
+torch.save(tokens, {out!r})
+"""
+
+
+def _student(heads: str = "paper") -> Student:
+    spec = StudentSpec(name="vit_tiny", height=128, width=64, heads=heads)
+    return build_student(spec, seed=3)
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 128, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("heads", ["paper", "timm"])
+def test_exported_folder_gives_the_students_features(tmp_path: Path, views: np.ndarray, heads: str):
+    student = _student(heads)
+    export.write_timm(student, tmp_path)
+    parity = export.check_timm(student, tmp_path, views)
+    assert parity.max_abs_error <= export.TOLERANCE
+    assert parity.num_images == 3
+    assert parity.feature_scale > 0.1
+
+
+def test_config_names_only_keys_of_the_stock_architecture(tmp_path: Path):
+    from dpal.model.timm_import import timm
+
+    student = _student()
+    export.write_timm(student, tmp_path)
+    stock = timm.create_model(
+        "vit_tiny_patch16_224", img_size=(128, 64), num_classes=0, global_pool="token"
+    )
+    assert set(load_file(tmp_path / export.WEIGHTS)) == set(stock.state_dict())
+
+
+def test_wrong_head_count_in_the_export_is_refused(tmp_path: Path, views: np.ndarray):
+    student = _student()
+    export.write_timm(student, tmp_path)
+    config = json.loads((tmp_path / export.CONFIG).read_text())
+    assert config["heads_per_block"] == [6] * 11 + [12]
+    config["heads_per_block"][-1] = 6
+    (tmp_path / export.CONFIG).write_text(json.dumps(config))
+    with pytest.raises(DataError, match="differ from the trained student"):
+        export.check_timm(student, tmp_path, views)
+
+
+def test_damaged_weight_in_the_export_is_refused(tmp_path: Path, views: np.ndarray):
+    student = _student()
+    export.write_timm(student, tmp_path)
+    tensors = load_file(tmp_path / export.WEIGHTS)
+    tensors["blocks.4.mlp.fc1.bias"] += 0.5
+    save_file(tensors, tmp_path / export.WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=export.WEIGHTS):
+        export.check_timm(student, tmp_path, views)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, views: np.ndarray):
+    student = _student()
+    export.write_timm(student, tmp_path)
+    tensors = load_file(tmp_path / export.WEIGHTS)
+    tensors["norm.bias"][0] = float("nan")
+    save_file(tensors, tmp_path / export.WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(DataError, match="nan"):
+        export.check_timm(student, tmp_path, views)
+
+
+def test_user_with_timm_alone_gets_the_features_of_a_picture_file(
+    tmp_path: Path, views: np.ndarray
+):
+    from PIL import Image
+
+    student, folder = _student(), tmp_path / "export"
+    folder.mkdir()
+    export.write_timm(student, folder)
+    image, out = tmp_path / "person.png", tmp_path / "tokens.pt"
+    Image.fromarray(views[0]).save(image)
+    script = USER_SCRIPT.format(
+        shim="import dpal.model.timm_import", folder=str(folder), image=str(image), out=str(out)
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=120)
+    with torch.no_grad():
+        expected = student.eval()(normalise(torch.from_numpy(views[:1])))
+    found = torch.load(out, weights_only=True)
+    assert (found[:, 0] - expected.cls).abs().max() <= export.TOLERANCE
+    assert (found[:, 1:] - expected.patches).abs().max() <= export.TOLERANCE
+
+
+def test_onnx_graph_gives_the_students_features_for_any_batch(tmp_path: Path, views: np.ndarray):
+    student, path = _student(), tmp_path / export.ONNX
+    export.write_onnx(student, path)
+    for count in (1, 3):
+        parity = export.check_onnx(student, path, views[:count])
+        assert parity.num_images == count
+        assert parity.max_abs_error <= export.TOLERANCE
+    with torch.no_grad():
+        student.blocks[0].attn.qkv.weight.mul_(1.5)
+    with pytest.raises(DataError, match="differ from the trained student"):
+        export.check_onnx(student, path, views)
