@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dpal import checkpoint, export
+from dpal import export
 from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import PATCH, Recipe, load_recipe
 from dpal.base.recipe import Student as StudentSpec
+from dpal.checkpoint import Checkpoint, latest
 from dpal.model.student import SHAPES, FrozenStudent, Student, build_student, set_heads
 from dpal.model.teacher import build_teacher, sha256_of, teacher_identity
 from dpal.model.tokens import FrozenBackbone
@@ -42,13 +43,14 @@ def candidates_of(recipe: Recipe) -> list[Candidate]:
     Raises:
         ConfigError, DataError: no committed checkpoint, or no weights of the teacher.
     """
-    return [_trained(recipe, recipe.run_dir), _teacher(recipe), _untrained(recipe)]
+    found = _latest(recipe.run_dir)
+    return [_trained(recipe, found), _teacher(recipe), _untrained(recipe)]
 
 
 def open_model(folder: Path) -> Candidate:
     """The student in a run folder or an export folder. Raises DataError for anything else."""
     if RunLayout(folder).recipe.is_file():
-        return _trained(load_recipe(RunLayout(folder).recipe), folder)
+        return _trained(load_recipe(RunLayout(folder).recipe), _latest(folder))
     if (folder / export.CONFIG).is_file():
         return _exported(folder)
     raise DataError(
@@ -56,21 +58,32 @@ def open_model(folder: Path) -> Candidate:
     )
 
 
-def _trained(recipe: Recipe, folder: Path) -> Candidate:
-    layout = RunLayout(folder)
-    found = checkpoint.latest(layout.checkpoints)
-    if found is None:
-        raise DataError(f"{layout.checkpoints} has no committed checkpoint; run `dpal train`")
+def student_of(spec: StudentSpec, found: Checkpoint) -> Student:
+    """The trained student of a checkpoint. Raises DataError when its weights are damaged."""
+    student = build_student(spec)
     path = found.path / "student.safetensors"
+    if sha256_of(path) != found.files[path.name]:
+        raise DataError(f"checkpoint {found.path}: {path.name} does not match its checksum")
+    load_weights(student, path)
+    return student
+
+
+def _latest(folder: Path) -> Checkpoint:
+    checkpoints = RunLayout(folder).checkpoints
+    found = latest(checkpoints)
+    if found is None:
+        raise DataError(f"{checkpoints} has no committed checkpoint; run `dpal train` first")
+    return found
+
+
+def _trained(recipe: Recipe, found: Checkpoint) -> Candidate:
+    size = recipe.views.height, recipe.views.width
 
     def build() -> FrozenBackbone:
-        student = build_student(recipe.student)
-        load_weights(student, path)
-        return FrozenStudent(student, recipe.views.height)
+        return FrozenStudent(student_of(recipe.student, found), recipe.views.height)
 
-    size = recipe.views.height, recipe.views.width
     spec = recipe.student.model_dump(mode="json")
-    return Candidate("student", _digest(sha256_of(path), spec, size), size, cache(build))
+    return Candidate("student", _digest(found.digest, spec, size), size, cache(build))
 
 
 def _teacher(recipe: Recipe) -> Candidate:
@@ -89,7 +102,8 @@ def _untrained(recipe: Recipe) -> Candidate:
     size = recipe.views.height, recipe.views.width
 
     def build() -> FrozenBackbone:
-        return FrozenStudent(build_student(recipe.student, seed=recipe.seed), recipe.views.height)
+        student = build_student(recipe.student, seed=recipe.seed)
+        return FrozenStudent(student, recipe.views.height)
 
     spec = recipe.student.model_dump(mode="json")
     return Candidate("untrained", _digest(recipe.seed, spec, size), size, cache(build))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_tools.decode import decode_rgb
 from data_tools.labelled import ParsingSplit, labels_digest, read_parsing, read_reid
+from data_tools.synthetic import write_dataset
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.progress import Progress
@@ -38,6 +39,8 @@ def run(recipe: Recipe) -> StageResult:
     if not recipe.evaluate:
         return StageResult("evaluate", True, "the recipe's evaluate section is empty")
     layout = RunLayout(recipe.run_dir)
+    if any(evaluation.data == "synthetic" for evaluation in recipe.evaluate):
+        write_dataset(layout.synthetic, recipe.data.synthetic, recipe.seed)
     rows, computed = _evaluate(candidates_of(recipe), recipe.evaluate, layout)
     print(table(rows))
     return StageResult("evaluate", not computed, headlines(rows))
