@@ -1,6 +1,6 @@
 """Image bytes to RGB pixels: sizes come from the header, before anything is decoded.
 
-simplejpeg decodes JPEG; what it refuses (CMYK, recoverable damage) and PNG go to Pillow.
+simplejpeg decodes JPEG; what it refuses (recoverable damage) and PNG go to Pillow.
 """
 
 import io
@@ -60,7 +60,7 @@ def read_header(data: bytes) -> ImageHeader:
             height, width, _colours, _sampling = simplejpeg.decode_jpeg_header(data, strict=False)
         if not height or not width:
             raise ValueError("empty")
-    except (ValueError, struct.error):
+    except (ValueError, KeyError, struct.error):  # KeyError: an unknown colour space
         raise DataError("image is not decodable: its header is damaged") from None
     orientation = _orientation(data) if kind == "jpg" and b"Exif\0\0" in data[:4096] else 1
     if orientation in _SWAPPED:
@@ -91,7 +91,7 @@ def decode_rgb(data: bytes, max_pixels: int, *, telemetry: Telemetry | None = No
 def _decode_fast(data: bytes) -> Pixels | None:
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
-    except (ValueError, MemoryError):
+    except (ValueError, KeyError):
         return None
     return pixels
 

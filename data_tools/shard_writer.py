@@ -13,8 +13,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, NamedTuple
 
-from webdataset import TarWriter
-
 from data_tools.ingest import KEY_DIGITS, SCAN_FOLDER, Reject, Sample, Sources, Survey
 from data_tools.manifest import MANIFEST, Manifest, ShardRef, keys_digest, load_manifest
 from data_tools.shard import Shard, map_file
@@ -167,6 +165,8 @@ def _tar(plan: ShardPlan, image: Callable[[int], bytes]) -> Buffer:
 
 
 def _fill(file: BinaryIO, plan: ShardPlan, image: Callable[[int], bytes]) -> None:
+    from webdataset import TarWriter  # only now: it imports torch
+
     # Fixed owner, mode and time: only the samples decide the bytes.
     with TarWriter(file, encoder=False, mtime=0, mode=0o444, user="", group="") as writer:
         for index, sample in enumerate(plan.samples):
