@@ -9,6 +9,7 @@ SHARED_DATA holds `<set>/images.zip` and label files; OUT receives
     backgrounds/  coco128 scenes without a person
     reid/         cuhk03 val, identities that are not in persons/ (labels.csv: file,pid,cam)
     parsing/      ccp photos with a mask, classes merged (labels.csv: file,mask,split)
+    weights/      the teachers of that recipe, from the `weights` folder beside SHARED_DATA
 
 Only members that the label files or a fixed pattern name are read, and the name of every written
 file is made here, so no path in an archive becomes a path on disk. A folder is published when it
@@ -34,6 +35,7 @@ from dpal.base.errors import DataError, DpalError
 
 MAX_MEMBER_BYTES = 8_000_000
 LSP_PRETRAINING = 3200
+TEACHERS = ("reid-0267_global_dense.onnx", "vit_small_patch14_saliency_timm_fp16.pth")
 PARSING_TEST_SHARE = 4  # the last quarter by name: neighbours are often the same person
 
 # Clothing Co-Parsing's 59 names in 9 groups that a person crop of 256 x 128 can resolve.
@@ -79,14 +81,16 @@ def merge_table(names: list[str]) -> np.ndarray:
 
 
 def unpack(data: Path, out: Path) -> dict[str, int]:
-    """Write the four folders and return the number of files in each. Raises DataError."""
+    """Write the folders and return the number of files in each. Raises DataError."""
     writers: dict[str, Callable[[Path, Path], None]] = {
         "persons": _persons,
         "backgrounds": _backgrounds,
         "reid": _reid,
         "parsing": _parsing,
+        "weights": _weights,
     }
     out.mkdir(parents=True, exist_ok=True)
+    (out / ".gitignore").write_text("*\n")  # nothing of it may enter a repository
     counts = {}
     for name, write in writers.items():
         final, partial = out / name, out / f"{name}.partial"
@@ -95,7 +99,8 @@ def unpack(data: Path, out: Path) -> dict[str, int]:
             partial.mkdir()
             write(data, partial)
             os.replace(partial, final)
-        counts[name] = sum(1 for _ in final.glob("*.jpg"))
+        pattern = "*" if name == "weights" else "*.jpg"
+        counts[name] = sum(1 for _ in final.glob(pattern))
     return counts
 
 
@@ -151,6 +156,14 @@ def _parsing(data: Path, folder: Path) -> None:
     ]
     _write_csv(folder / "labels.csv", ("file", "mask", "split"), labels)
     (folder / "classes.json").write_text(json.dumps(list(PARTS)))
+
+
+def _weights(data: Path, folder: Path) -> None:
+    for name in TEACHERS:
+        source = data.resolve().parent / "weights" / name
+        if not source.is_file():
+            raise DataError(f"teacher weights {str(source)!r} do not exist")
+        shutil.copyfile(source, folder / name)
 
 
 def _rows(data: Path, source: str) -> list[dict[str, str]]:
@@ -212,7 +225,7 @@ def main() -> int:
     except DpalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print("  ".join(f"{name}: {count} images" for name, count in counts.items()))
+    print("  ".join(f"{name}: {count} files" for name, count in counts.items()))
     return 0
 
 
