@@ -24,7 +24,8 @@ def paint_backdrop(rng: np.random.Generator, size: tuple[int, int], kind: str) -
     soft = Image.fromarray(grain).resize((width, height), Image.Resampling.BICUBIC)
     fall = np.linspace(rng.uniform(0.9, 1.15), rng.uniform(0.8, 1.1), height, dtype=np.float32)
     pixels = pixels * np.asarray(soft)[..., None] * fall[:, None, None]
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    painted: np.ndarray = np.clip(pixels, 0, 255).astype(np.uint8)
+    return painted
 
 
 def _street(
@@ -89,12 +90,12 @@ def _hall(
     draw.rectangle((0, 0, width, horizon), fill=wall)
     _ground(rng, draw, size, horizon, floor)
     centre = float(rng.uniform(0, width))
-    for x in range(-2 * width, 3 * width, max(height // 6, 6)):
-        draw.line((centre + (x - centre) * 0.3, horizon, x, height), fill=_scaled(floor, 0.8))
-    y, step = float(horizon), height * 0.03
-    while y < height:
-        draw.line((0, y, width, y), fill=_scaled(floor, 0.8))
-        y, step = y + step, step * 1.35
+    for seam in range(-2 * width, 3 * width, max(height // 6, 6)):
+        draw.line((centre + (seam - centre) * 0.3, horizon, seam, height), fill=_scaled(floor, 0.8))
+    row, step = float(horizon), height * 0.03
+    while row < height:
+        draw.line((0, row, width, row), fill=_scaled(floor, 0.8))
+        row, step = row + step, step * 1.35
     for _ in range(int(rng.integers(1, 4))):
         x, wide = float(rng.uniform(-0.2, 1)) * width, height * float(rng.uniform(0.1, 0.25))
         top = horizon * float(rng.uniform(0.05, 0.4))

@@ -61,7 +61,8 @@ class Canvas:
         x0, y0 = self.foot[0] * SUPERSAMPLE, self.foot[1] * SUPERSAMPLE
         outline = [(x0 + x * self.scale, y0 - y * self.scale) for x, y in points]
         colour = fill.colour if isinstance(fill, Cloth) else fill
-        for draw, value in zip(self._draw, (colour, part, relief), strict=True):
+        fills: tuple[Colour | int, ...] = (colour, part, relief)
+        for draw, value in zip(self._draw, fills, strict=True):
             draw.polygon(outline, fill=value)
         if isinstance(fill, Cloth) and fill.pattern != "plain":
             self._print(outline, fill)

@@ -84,7 +84,7 @@ def dataset_rule(size: Synthetic, seed: int) -> dict[str, object]:
 
 
 def _items(size: Synthetic, seed: int) -> Iterator[_Item]:
-    teach = []
+    teach: list[tuple[object, ...]] = []
     for number, (identity, index) in enumerate(_shuffled(size, seed)):
         person, mask = f"persons/{number:06d}.jpg", f"masks/{number:06d}.png"
         teach.append((f"../{person}", identity, index % NUM_CAMERAS, mask))
@@ -97,14 +97,14 @@ def _items(size: Synthetic, seed: int) -> Iterator[_Item]:
 
 
 def _held_out(size: Synthetic, seed: int) -> Iterator[_Item]:
-    reid, parsing = [], []
+    reid: list[tuple[object, ...]] = []
+    parsing: list[tuple[object, ...]] = []
     first, count = size.identities, size.held_out_identities
     for identity in range(first, first + count):
         for index in range(REID_IMAGES):
             name = f"{identity:05d}-{index:02d}.jpg"
             reid.append((name, identity, index % NUM_CAMERAS))
-            draw = partial(_image_file, seed, identity, index)
-            yield _Item((f"reid/{name}",), draw)
+            yield _Item((f"reid/{name}",), partial(_image_file, seed, identity, index))
         split = "train" if identity < first + count // 2 else "test"
         for index in range(REID_IMAGES, REID_IMAGES + PARSING_IMAGES):
             name = f"{identity:05d}-{index:02d}"

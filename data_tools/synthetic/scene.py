@@ -158,7 +158,8 @@ def _occlude(
         texture = grain if kind == 3 else 0.7 + 0.3 * grain
         pixels = base.astype(np.float32) * texture * shade * alpha
     parts[alpha[..., 0] > 0.5] = 0
-    return pixels + image * (1 - alpha)
+    covered: np.ndarray = pixels + image * (1 - alpha)
+    return covered
 
 
 def _somebody(
