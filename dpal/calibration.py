@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpal.base.errors import DataError
-from dpal.targets import EPS, TargetDefinition, TargetHeader
+from dpal.targets import TargetDefinition, TargetHeader
 
+EPS = 1e-3  # least deviation of a channel, as a share of the largest
 PERCENTILES = (0.5, 99.5)  # of the calibration projections, mapped to mask 0 and 1
 
 
@@ -76,5 +77,5 @@ def _centre_minus_border(field: np.ndarray) -> float:
 
 
 def _floor(std: np.ndarray) -> np.ndarray:
-    """Keep a dead channel from dividing by zero: at least EPS of the largest deviation."""
+    """Keep a dead channel from dividing by zero, or its noise from eating a token's range."""
     return np.maximum(std, max(EPS * float(std.max()), 1e-12)).astype(np.float32)

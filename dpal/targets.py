@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from dpal.model.tokens import Tokens
 
 TARGET_VERSION = 1  # raise it whenever the same inputs would give other records
-EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,9 @@ def encode_batch(
 ) -> np.ndarray:
     """Records of a batch: uint8 [B, R].
 
-    The int8 codec normalises every channel with the header's statistics, then gives each token
-    one fp16 scale (largest magnitude / 127): outlier channels of a raw ViT would eat the range.
+    int8 and fp16 store channels normalised with the header's statistics: a raw ViT's outlier
+    channels would eat the range. int8 then gives each patch token one fp16 scale, its largest
+    magnitude / 127; the CLS token stays fp16.
 
     Args:
         cls: float32 [B, D].
@@ -161,13 +161,15 @@ def encode_batch(
     records[:, : layout.cls_start] = _bytes(specs, "<u2")
     wide = "<f4" if layout.codec == "fp32" else "<f2"
     with np.errstate(over="ignore", invalid="ignore"):
+        if layout.codec != "fp32":
+            cls = (cls - header.cls_mean) / header.cls_std  # [B, D]
+            patches = (patches - header.patch_mean) / header.patch_std  # [B, N, D]
         records[:, layout.cls_start : layout.scale_start] = _finite(cls, wide, kind)
         if layout.codec == "int8":
-            normal = (patches - header.patch_mean) / header.patch_std  # [B, N, D]
-            scales = (np.abs(normal).max(axis=2) / np.float32(127)).astype("<f2")  # [B, N]
+            scales = (np.abs(patches).max(axis=2) / np.float32(127)).astype("<f2")  # [B, N]
             records[:, layout.scale_start : layout.code_start] = _finite(scales, "<f2", kind)
             steps = np.where(scales > 0, scales, 1).astype(np.float32)[:, :, None]
-            codes = np.clip(np.rint(normal / steps), -127, 127).astype(np.int8)
+            codes = np.clip(np.rint(patches / steps), -127, 127).astype(np.int8)
             records[:, layout.code_start : layout.crc_start] = _bytes(codes, "i1")
         else:
             records[:, layout.code_start : layout.crc_start] = _finite(patches, wide, kind)
@@ -202,17 +204,21 @@ def decode_batch(
     def part(start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         return raw[:, start:stop].contiguous().view(dtype).float()
 
+    def on_device(values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(values, device=raw.device)
+
     wide = torch.float32 if layout.codec == "fp32" else torch.float16
     cls = part(layout.cls_start, layout.scale_start, wide)  # [B, D]
-    if layout.codec != "int8":
-        patches = part(layout.code_start, layout.crc_start, wide)
-        return Tokens(cls, patches.view(-1, layout.num_patches, layout.width))
-    scales = part(layout.scale_start, layout.code_start, torch.float16)  # [B, N]
-    patches = part(layout.code_start, layout.crc_start, torch.int8)
+    codes = torch.int8 if layout.codec == "int8" else wide
+    patches = part(layout.code_start, layout.crc_start, codes)
     patches = patches.view(-1, layout.num_patches, layout.width)  # [B, N, D]
-    std = torch.as_tensor(header.patch_std, device=raw.device)
-    mean = torch.as_tensor(header.patch_mean, device=raw.device)
-    return Tokens(cls, patches.mul_(scales[:, :, None]).mul_(std).add_(mean))
+    if layout.codec == "int8":
+        scales = part(layout.scale_start, layout.code_start, torch.float16)  # [B, N]
+        patches.mul_(scales[:, :, None])
+    if layout.codec != "fp32":
+        cls.mul_(on_device(header.cls_std)).add_(on_device(header.cls_mean))
+        patches.mul_(on_device(header.patch_std)).add_(on_device(header.patch_mean))
+    return Tokens(cls, patches)
 
 
 def shape_mask(patches: "torch.Tensor", header: TargetHeader) -> "torch.Tensor":
