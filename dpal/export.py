@@ -7,6 +7,7 @@ heads in the last block). Every export is loaded back and compared before it may
 
 import importlib.util
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ LOADER_SOURCE = '''\
 """
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -100,7 +102,6 @@ def timm_config(student: Student) -> dict[str, Any]:
             "pool_size": None,
             "first_conv": "patch_embed.proj",
             "classifier": "head",
-            "license": "apache-2.0",
         },
         "patch_size": PATCH,
         "heads_per_block": heads,
@@ -117,6 +118,7 @@ def write_timm(student: Student, folder: Path) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(timm_config(student), indent=2) + "\n")
     (folder / LOADER).write_text(LOADER_SOURCE)
+    shutil.copymode(folder / LOADER, folder / WEIGHTS)  # safetensors lets only the owner read
 
 
 def write_onnx(student: Student, path: Path) -> None:

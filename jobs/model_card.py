@@ -77,6 +77,7 @@ def _scores(scores: Sequence[Score]) -> str:
         f"| {score.task} | {score.metric} | {_cell(score.untrained)} | {_cell(score.student)} "
         f"| {_cell(score.teacher)} |"
         for score in scores
+        if not score.is_detail
     )
     return (
         "\nScores of frozen features, in percent:\n\n"

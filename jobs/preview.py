@@ -83,7 +83,7 @@ def _draw(recipe: Recipe, sample: Sample, header: TargetHeader | None) -> list[D
         own_pair = tokens_of(student, sample.composites)
     return [
         *drawn,
-        draw_masks(sample, single, header),
+        draw_masks(sample, single, header, used=recipe.loss.shape_mask != "none"),
         draw_features(sample, single, own_single),
         draw_similarity(sample, pair, own_pair),
     ]

@@ -12,7 +12,7 @@ class Preview(NamedTuple):
 
     Attributes:
         file: path of the PNG.
-        kind: "views", "composites", "masks", "features", "similarity" or "parts".
+        kind: "views", "composites", "masks", "features" or "similarity".
         title: a few words.
         caption: what is seen, in plain words.
     """

@@ -27,6 +27,8 @@ from dpal.visualize import (
     stretch,
 )
 
+NUM_SIMILAR = 5
+
 
 class Drawn(NamedTuple):
     """A picture and what is said under it; fields as in `Preview`."""
@@ -118,12 +120,15 @@ def draw_composites(sample: Sample) -> Drawn:
     )
 
 
-def draw_masks(sample: Sample, teacher: Tokens, header: TargetHeader | None) -> Drawn:
+def draw_masks(
+    sample: Sample, teacher: Tokens, header: TargetHeader | None, *, used: bool
+) -> Drawn:
     """The shape mask that weights the local loss.
 
     Args:
         teacher: tokens of the base views.
         header: of the target cache; None fits the mask on these few images instead.
+        used: whether the recipe weights the loss by the mask.
     """
     grid = _grid(sample.bases, teacher)
     fitted = header or _fit_mask(teacher, grid)
@@ -135,7 +140,7 @@ def draw_masks(sample: Sample, teacher: Tokens, header: TargetHeader | None) -> 
         "Shape mask",
         "How much each patch counts in the local shape loss, from 0 (dark) to 1 (bright): the "
         f"first principal component of the teacher's patch tokens, {origin}. It should be bright "
-        "on the person.",
+        f"on the person.{'' if used else ' This run does not use it: loss.shape_mask is none.'}",
         mosaic([list(sample.bases), overlays], row_labels=["view", "mask"]),
     )
 
@@ -174,7 +179,7 @@ def draw_similarity(sample: Sample, teacher: Tokens, student: Tokens | None) -> 
     grid = _grid(sample.composites, teacher)
     side = sample.composites.shape[1]
     marked, rows = [], {"teacher": [], "student": []}
-    for index, picture in enumerate(sample.composites):
+    for index, picture in enumerate(sample.composites[:NUM_SIMILAR]):
         point = _query(sample, index, grid)
         row, column = divmod(point, grid[1])
         step = side / grid[0]

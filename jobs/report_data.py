@@ -72,6 +72,11 @@ class Score(NamedTuple):
     teacher: float | None
 
     @property
+    def is_detail(self) -> bool:
+        """True for the score of a single class."""
+        return self.metric.startswith("IoU ")
+
+    @property
     def gap_closed(self) -> float | None:
         """Share of the way from untrained to teacher that the student covers, in percent."""
         if self.untrained is None or self.student is None or self.teacher is None:

@@ -10,20 +10,25 @@ HEADLINES = {"reid": ("map", "re-ID mAP"), "parsing": ("miou", "parsing mIoU")}
 
 
 def tiles(inputs: ReportInputs) -> str:
-    """One tile a task, then size, speed and length of the run."""
-    parts = [_task_tile(score) for score in _headline_scores(inputs.scores)]
-    history = inputs.history
+    """A row with one tile a task, then a row with size, speed and length of the run."""
+    tasks = "".join(_task_tile(score) for score in _headline_scores(inputs.scores))
+    facts = "".join(_facts(inputs))
+    return "".join(f'<div class="tiles">{row}</div>' for row in (tasks, facts) if row)
+
+
+def _facts(inputs: ReportInputs) -> list[str]:
+    history, parts = inputs.history, []
     if history.num_student:
         decoder = f"+ {history.num_decoder / 1e6:.1f} M in the decoder, discarded"
         parts.append(_tile("student parameters", f"{history.num_student / 1e6:.2f}", "M", decoder))
     rates = [step.images_per_s for step in history.steps if math.isfinite(step.images_per_s)]
     if rates:
         world = history.world_sizes[-1] if history.world_sizes else 1
-        processes = f"median, {world} process{'es' if world > 1 else ''}"
+        processes = f"median, on {world} process{'es' if world > 1 else ''}"
         parts.append(_tile("training speed", f"{median(rates):,.0f}", "images/s", processes))
     if history.steps:
         parts.append(_length_tile(inputs))
-    return "".join(parts)
+    return parts
 
 
 def number_of(score: float | None) -> str:

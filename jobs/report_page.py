@@ -15,16 +15,6 @@ SECURITY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 )
 DIGEST_META = "dpal-inputs"
-METRIC_NAMES = {
-    "map": "mAP",
-    "mAP": "mAP",
-    "rank1": "rank-1",
-    "rank5": "rank-5",
-    "rank10": "rank-10",
-    "miou": "mIoU",
-    "mIoU": "mIoU",
-    "pixel_accuracy": "pixel accuracy",
-}
 TASK_NAMES = {"reid": "Person re-identification", "parsing": "Human parsing"}
 
 
@@ -38,7 +28,7 @@ def page(inputs: ReportInputs) -> str:
     name = escape(inputs.recipe.name)
     sections = {
         "results": ("Results", _results(inputs)),
-        "views": ("What the student sees", _pictures(inputs, "views", "composites", "parts")),
+        "views": ("What the student sees", _pictures(inputs, "views", "composites")),
         "features": ("What it learned", _pictures(inputs, "masks", "features", "similarity")),
         "training": ("Training", training_section(inputs)),
         "use": ("Use the backbone", _use(inputs)),
@@ -58,7 +48,7 @@ def page(inputs: ReportInputs) -> str:
         f"<style>{asset('report.css')}</style></head><body><main>"
         f'<header><p class="eyebrow">dpal pretraining report</p><h1>{name}</h1>'
         f'<p class="lead">{_lead(inputs)}</p></header><nav>{links}</nav>'
-        f'<div class="tiles">{tiles(inputs)}</div>{bodies}'
+        f"{tiles(inputs)}{bodies}"
         f"<footer>Everything on this page is inside this file; it opens without a network. "
         f"Recipe digest <code>{inputs.recipe.digest()}</code>.</footer>"
         f"</main><script>{asset('report.js')}</script></body></html>\n"
@@ -85,24 +75,37 @@ def _lead(inputs: ReportInputs) -> str:
 def _results(inputs: ReportInputs) -> str:
     if not inputs.scores:
         return _missing("No scores yet: run <code>dpal evaluate</code> on this recipe.")
-    rows = "".join(_score_row(score) for score in inputs.scores)
+    details = [score for score in inputs.scores if score.is_detail]
+    more = f"<details><summary>Every class</summary>{_table(details)}</details>" if details else ""
     return (
         '<p class="intro">The backbones stay frozen; each task reads their features. '
         "<b>Untrained</b> is the same student with its random start weights, <b>teacher</b> the "
         "network it learned from. The last column tells how much of the way between these two the "
         "student has come.</p>"
-        '<div class="box"><table class="scores"><thead><tr><th>Task and metric</th>'
-        "<th>Untrained</th><th>Student</th><th>Teacher</th><th>Way covered</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>"
+        f'<div class="box">{_table([s for s in inputs.scores if not s.is_detail])}{more}</div>'
+    )
+
+
+def _table(scores: list[Score]) -> str:
+    groups: dict[tuple[str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.task, score.data), []).append(score)
+    bodies = "".join(
+        f'<tbody><tr class="group"><th colspan="5">{escape(TASK_NAMES.get(task, task))} on '
+        f"{escape(data)}</th></tr>{''.join(map(_score_row, rows))}</tbody>"
+        for (task, data), rows in groups.items()
+    )
+    return (
+        '<table class="scores"><thead><tr><th>%</th><th>Untrained</th><th>Student</th>'
+        f"<th>Teacher</th><th>Way covered</th></tr></thead>{bodies}</table>"
     )
 
 
 def _score_row(score: Score) -> str:
-    task = TASK_NAMES.get(score.task, score.task)
-    metric = METRIC_NAMES.get(score.metric, score.metric.replace("_", " "))
     closed = "–" if score.gap_closed is None else f"{score.gap_closed:.0f}&nbsp;%"
     return (
-        f"<tr><td>{escape(task)}, {escape(metric)}</td><td>{number_of(score.untrained)}</td>"
+        f"<tr><td>{escape(score.metric.replace('_', ' '))}</td>"
+        f"<td>{number_of(score.untrained)}</td>"
         f'<td class="best">{number_of(score.student)}</td><td>{number_of(score.teacher)}</td>'
         f"<td>{closed}</td></tr>"
     )

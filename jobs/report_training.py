@@ -105,10 +105,10 @@ def _router_table(routing: tuple[tuple[float, ...], ...]) -> str:
         for called, row in zip(PATTERNS, routing, strict=True)
     )
     return (
-        '<h3 style="margin-top:26px">Which pattern the router believes it decodes</h3>'
+        "<h3>Which pattern the router believes it decodes</h3>"
         '<p class="intro">Rows: the pattern the decoder was called for. Columns: the mean '
-        "probability of each pattern over the last logged steps. A router that tells them apart has its mass on the "
-        "diagonal.</p>"
+        "probability of each pattern over the last logged steps. A router that tells them apart "
+        "has its mass on the diagonal.</p>"
         f'<div class="box narrow"><table class="router"><thead><tr><th>called for</th>{head}</tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"
     )
