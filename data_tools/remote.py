@@ -215,7 +215,8 @@ def _open_filesystem(url: str, storage: Storage) -> Any:
         "read_timeout": storage.timeout_s,
         "retries": {"total_max_attempts": 1},  # retries are counted and bounded here, once
     }
-    if storage.endpoint_url:
+    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    if storage.endpoint_url or any(os.environ.get(name) for name in variables):
         config["s3"] = {"addressing_style": "path"}
     filesystem = fsspec.filesystem(
         "s3",

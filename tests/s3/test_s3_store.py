@@ -12,6 +12,7 @@ from seaweed import KEY, SECRET, S3Server, kill_s3, start_s3
 
 from data_tools.storage import open_store
 from dpal.base.errors import DataError, StorageError
+from dpal.base.recipe import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, MemoryTelemetry
 
 
@@ -80,6 +81,21 @@ def test_wrong_credentials_fail_at_once_and_are_never_told(s3_server: S3Server, 
         for secret in credentials.values():
             assert secret not in str(caught.value)
     assert telemetry.values == {}  # not one retry
+
+
+def test_the_standard_variables_reach_the_store(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = s3_server.url()
+    endpoint = s3_server.endpoint.replace("127.0.0.1", "localhost")  # a host name, not an address
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    open_store(url, Storage()).put("x", b"by variables")
+    assert open_store(url, s3_server.storage()).get("x") == b"by variables"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-wrong-value")
+    with pytest.raises(StorageError, match="refuses these credentials"):
+        open_store(url, Storage()).get("x")
 
 
 def test_store_works_after_a_fork_and_after_pickling(s3_server: S3Server) -> None:
