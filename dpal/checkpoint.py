@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dpal.base.errors import ConfigError, DataError, StorageError
@@ -74,7 +75,7 @@ def commit(folder: Path, state: EngineState, science: Mapping[str, Any], keep: i
         return existing
     try:
         _write(target, state, science)
-    except (OSError, RuntimeError) as error:  # safetensors wraps OSError
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(target, ignore_errors=True)
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
         reason = "the disk is full" if full else str(error)

@@ -1,0 +1,54 @@
+# Two commands on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# A folder of wheels that pip is set up to use (for example a CPU build of torch) serves uv too.
+FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+UV_ENV := $(if $(wildcard $(firstword $(FIND_LINKS))),UV_FIND_LINKS="$(firstword $(FIND_LINKS))",) UV_LINK_MODE=copy
+
+.PHONY: help setup demo test lint bench bench-gpu clean
+
+help:
+	@echo "make demo       run the whole pipeline on embedded data (about ten minutes on two cores)"
+	@echo "make test       run the test suite"
+	@echo "make setup      create $(VENV) and install dpal into it"
+	@echo "make lint       check style and types"
+	@echo "make bench      measure the figures that docs/performance.md quotes"
+	@echo "make bench-gpu  the same for an accelerator"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "── creating $(VENV) and installing (first time: about 2 GB)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "dpal needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(UV_ENV) $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/dpal demo
+
+test: setup
+	@tests/system_packages.sh
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary dpal/base data_tools cluster
+	@$(BIN)/pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dpal/base data_tools cluster
+
+bench: setup
+	@for file in benchmarks/bench_*.py; do echo "── $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-gpu: setup
+	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \
+		|| { echo "bench-gpu needs an accelerator that torch can see" >&2; exit 2; }
+	@$(BIN)/python benchmarks/bench_train_step.py --device cuda
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
