@@ -125,7 +125,7 @@ def test_folders_of_a_member_are_dropped(script, data, tmp_path, name):
     replace_lsp(data, name)
     out = tmp_path / "real"
     script.unpack(data, out)
-    assert [path for path in tmp_path.rglob("*evil*")] == [out / "persons" / "lsp-evil.jpg"]
+    assert list(tmp_path.rglob("*evil*")) == [out / "persons" / "lsp-evil.jpg"]
 
 
 @pytest.mark.parametrize("name", ["a/..jpg", "-rf.jpg", "a b.jpg", "..\\e.jpg", "a/.jpg"])
