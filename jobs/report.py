@@ -1,5 +1,6 @@
 """`dpal report`: one self-contained HTML page about a run."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -8,10 +9,8 @@ from dpal.base.errors import DpalError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.report_data import gather
-from jobs.report_page import DIGEST_META, asset, page
+from jobs.report_page import DIGEST_META, page
 from jobs.stage import StageResult
-
-VERSION = "1"  # raise it whenever the same inputs would give another page
 
 
 def run(recipe: Recipe) -> StageResult:
@@ -48,7 +47,10 @@ def _draw_pictures(recipe: Recipe) -> str:
 
 
 def _version() -> str:
-    return f"{VERSION} {asset('report.css')} {asset('report.js')}"
+    """Digest of the code and style that make the page, so that a new version draws it anew."""
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("report*.py"), *here.glob("page/*")])
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _digest_of(page_file: Path) -> str:

@@ -115,6 +115,7 @@ def gather(recipe: Recipe, preview_problem: str = "", version: str = "") -> Repo
     previews = read_previews(layout.previews)
     files = [layout.events, layout.evaluation, layout.export / "parity.json"]
     files += [layout.previews / "index.json", layout.export / "onnx.json"]
+    files += [preview.file for preview in previews.previews] if previews else []
     hashed = hashlib.sha256(f"{version}\n{preview_problem}\n{recipe.to_yaml()}".encode())
     for file in files:
         content = file.read_bytes() if file.is_file() else b""
