@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cluster.launcher import LIVE, JobStatus, State, call, fill_template
-from cluster.pod import RECIPE_PATH, head_pod, worker_pod
+from cluster.pod import RECIPE_PATH, WORKDIR, head_pod, worker_pod
 from cluster.spec import MENDABLE, JobSpec, require_name
 from dpal.base.errors import EXIT_RUN_AGAIN, ConfigError, DataError
 
@@ -60,7 +60,7 @@ class KubernetesLauncher:
         else:
             command = ["dpal", spec.stage, RECIPE_PATH, "cache.ray_address=auto"]
             values |= {
-                "entrypoint": shlex.join(command),
+                "entrypoint": f"cd {WORKDIR} && exec {shlex.join(command)}",
                 "ray_version": version("ray"),
             }
         filled = {key: json.dumps(value) for key, value in values.items()}
@@ -96,7 +96,7 @@ class KubernetesLauncher:
         selector = f"--selector={SELECTORS[kind]}={name}"
         limits = ["--prefix", "--tail=-1", "--max-log-requests=512"]
         command = ["kubectl", "logs", f"--namespace={namespace}", selector, *limits]
-        yield from call(command, why=f"read the logs of {job}").splitlines(keepends=True)
+        yield from call(command, why=f"read the logs of {job}").splitlines()
 
     def cancel(self, job: str) -> None:
         """Delete the object; its pods get SIGTERM and time to commit."""

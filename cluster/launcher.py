@@ -40,7 +40,7 @@ class Launcher(Protocol):
         ...
 
     def logs(self, job: str) -> Iterator[str]:
-        """The lines that the job has printed so far."""
+        """The lines that the job has printed so far, without their line ends."""
         ...
 
     def cancel(self, job: str) -> None:

@@ -79,7 +79,7 @@ class LocalLauncher:
         path = _folder(job) / LOG
         if path.is_file():
             with path.open(errors="replace") as lines:
-                yield from lines
+                yield from (line.rstrip("\n") for line in lines)
 
     def cancel(self, job: str) -> None:
         """SIGTERM to the process group; the training program commits and ends."""

@@ -121,7 +121,7 @@ class SlurmLauncher:
         path = Path(fields["StdOut"])
         if path.is_file():
             with path.open(errors="replace") as lines:
-                yield from lines
+                yield from (line.rstrip("\n") for line in lines)
 
     def cancel(self, job: str) -> None:
         """Stop for good: the script's own requeue is switched off first."""

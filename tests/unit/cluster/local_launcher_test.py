@@ -48,7 +48,7 @@ def test_a_job_ends_with_its_log_and_state() -> None:
     job = start("echo one; echo two >&2")
     assert job == "local:demo-train"
     assert final(job) == ("succeeded", "exit code 0, 0 restarts")
-    assert list(verbs.logs(job))[:2] == ["one\n", "two\n"]
+    assert list(verbs.logs(job))[:2] == ["one", "two"]
 
 
 def test_the_rendered_script_runs_the_real_command() -> None:
@@ -58,7 +58,7 @@ def test_the_rendered_script_runs_the_real_command() -> None:
     script = LocalLauncher().render(spec).replace("exec dpal", 'echo "$mark" "$OMP_NUM_THREADS"')
     job = LocalLauncher().submit(spec, script)
     assert final(job).state == "succeeded"
-    assert next(verbs.logs(job)) == f"of-the-setup 2 train {RECIPE}\n"
+    assert next(verbs.logs(job)) == f"of-the-setup 2 train {RECIPE}"
 
 
 def test_a_job_that_asks_to_be_run_again_is(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.ranks import spawn_ranks, worst
+from dpal.base.errors import ConfigError
 
 GRACEFUL = (
     "import os, pathlib, signal, sys, time\n"
@@ -52,6 +53,21 @@ def test_every_rank_gets_its_place_in_the_world(tmp_path: Path) -> None:
     assert {tuple(row[2:5]) for row in rows} == {("3", "3", "127.0.0.1")}
     assert len({row[5] for row in rows}) == 1
     assert {row[6] for row in rows} == {"yes"}
+
+
+def test_the_second_of_two_nodes_goes_on_counting(tmp_path: Path) -> None:
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    code = (
+        "import os, pathlib\n"
+        f"row = [os.environ[name] for name in {names!r}.split()]\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['RANK']).write_text(' '.join(row))\n"
+    )
+    place = {"NUM_NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MASTER_PORT": "2950"}
+    assert spawn_ranks(python(code), 2, place) == 0
+    rows = [(tmp_path / str(rank)).read_text() for rank in (2, 3)]
+    assert rows == ["2 0 4 2 first 2950", "3 1 4 2 first 2950"]
+    with pytest.raises(ConfigError, match="MASTER_ADDR"):
+        spawn_ranks(python(code), 2, {"NUM_NODES": "2", "NODE_RANK": "1"})
 
 
 @pytest.mark.parametrize(
