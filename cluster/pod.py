@@ -5,7 +5,7 @@ from typing import Any
 from cluster.spec import STOP_NOTICE_SECONDS, JobSpec
 
 RECIPE_PATH = "/etc/dpal/recipe.yaml"
-WORKDIR = "/workspace"  # mount point of the volume; relative paths of a recipe start here
+WORKDIR = "/dpal"  # mount point of the volume; relative paths of a recipe start here
 SECRET = "dpal-storage"  # optional Secret with the AWS_* variables
 MASTER_PORT = 29500
 GPU = "nvidia.com/gpu"
