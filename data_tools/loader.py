@@ -18,11 +18,12 @@ import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
 from data_tools.decode import decode_rgb
-from data_tools.feature_cache import TargetCache, TargetShard
+from data_tools.feature_cache import TargetCache
 from data_tools.manifest import Manifest
 from data_tools.order import WINDOW_SHARDS, Order, Place
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import ObjectStore
+from data_tools.target_tar import TargetShard
 from dpal.batch import TrainBatch
 from dpal.record import stored_spec
 from dpal.views import CompositeSpec, ViewPlan, ViewSpec, render, render_composite
@@ -86,8 +87,10 @@ class Loader:
         self._cached, self._max_pixels = cache is not None, max_pixels
         self._threads, self._prefetch = threads, prefetch
         refs = manifest.shards
-        self._shards = _Recent(2 * WINDOW_SHARDS, lambda i: read_shard(store, refs[i], cache_dir))
-        self._targets = _Recent(
+        self._shards: _Recent[int, Shard] = _Recent(
+            2 * WINDOW_SHARDS, lambda i: read_shard(store, refs[i], cache_dir)
+        )
+        self._targets: _Recent[tuple[str, int], TargetShard] = _Recent(
             2 * WINDOW_SHARDS * (plan.views.count + plan.views.composites),
             lambda key: cast(TargetCache, cache).shard(key[0], refs[key[1]], cache_dir),
         )
@@ -170,7 +173,7 @@ class Loader:
         self, place: Place
     ) -> tuple[str, np.ndarray, ViewSpec, CompositeSpec, tuple[np.ndarray, np.ndarray]]:
         """Key, pixels, specs and target records of one sample; cached specs come from storage."""
-        shard: Shard = self._shards.get(place.shard)
+        shard = self._shards.get(place.shard)
         key, plan = shard.keys[place.row], self._plan
         image = decode_rgb(shard.image_bytes(place.row), self._max_pixels)
         view, composite = plan.view_index(key, place.epoch), plan.composite_index(key, place.epoch)
@@ -179,7 +182,7 @@ class Loader:
             mixed = plan.composite(key, composite, _size(image), self._backgrounds.sizes)
             return key, image, base_spec, mixed, (_NO_RECORD, _NO_RECORD)
         series = (f"view-{view}", f"composite-{composite}")
-        parts: list[TargetShard] = [self._targets.get((name, place.shard)) for name in series]
+        parts = [self._targets.get((name, place.shard)) for name in series]
         base_record, mixed_record = (part.records([place.row])[0] for part in parts)
         base_spec = cast(ViewSpec, stored_spec(base_record, "view"))
         mixed = cast(CompositeSpec, stored_spec(mixed_record, "composite"))
