@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -29,12 +30,14 @@ class Candidate(NamedTuple):
         model_id: digest of the weights and of everything that decides how they are read.
         view_size: height and width of the pixels it is given.
         open: builds the backbone, once.
+        batch_size: images in one forward.
     """
 
     name: str
     model_id: str
     view_size: tuple[int, int]
     open: Callable[[], FrozenBackbone]
+    batch_size: int = 32
 
 
 def candidates_of(recipe: Recipe) -> list[Candidate]:
@@ -80,7 +83,7 @@ def _trained(recipe: Recipe, found: Checkpoint) -> Candidate:
     size = recipe.views.height, recipe.views.width
 
     def build() -> FrozenBackbone:
-        return FrozenStudent(student_of(recipe.student, found), recipe.views.height)
+        return _frozen(student_of(recipe.student, found), recipe.views.height)
 
     spec = recipe.student.model_dump(mode="json")
     return Candidate("student", _digest(found.digest, spec, size), size, cache(build))
@@ -92,10 +95,14 @@ def _teacher(recipe: Recipe) -> Candidate:
     weights = RunLayout(recipe.run_dir).teacher
 
     def build() -> FrozenBackbone:
-        return build_teacher(recipe.teacher, stride=stride, view_size=size, taught_weights=weights)
+        teacher = build_teacher(
+            recipe.teacher, stride=stride, view_size=size, taught_weights=weights
+        )
+        return teacher.to(_device())
 
     identity = teacher_identity(recipe.teacher, weights, view_size=size)
-    return Candidate("teacher", _digest(identity, stride, size), size, cache(build))
+    batch = recipe.teacher.batch_size
+    return Candidate("teacher", _digest(identity, stride, size), size, cache(build), batch)
 
 
 def _untrained(recipe: Recipe) -> Candidate:
@@ -103,7 +110,7 @@ def _untrained(recipe: Recipe) -> Candidate:
 
     def build() -> FrozenBackbone:
         student = build_student(recipe.student, seed=recipe.seed)
-        return FrozenStudent(student, recipe.views.height)
+        return _frozen(student, recipe.views.height)
 
     spec = recipe.student.model_dump(mode="json")
     return Candidate("untrained", _digest(recipe.seed, spec, size), size, cache(build))
@@ -130,7 +137,7 @@ def _exported(folder: Path) -> Candidate:
         load_weights(student, path)
         for block, count in zip(student.blocks, heads, strict=True):
             set_heads(block.attn, count)
-        return FrozenStudent(student, height)
+        return _frozen(student, height)
 
     size = (height, width)
     return Candidate("student", _digest(sha256_of(path), values, size), size, cache(build))
@@ -143,6 +150,15 @@ def load_weights(student: Student, path: Path) -> None:
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise DataError(f"{path} does not hold the weights of this student ({reason})") from None
+
+
+def _frozen(student: Student, view_height: int) -> FrozenBackbone:
+    student.to(_device())
+    return FrozenStudent(student, view_height)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _digest(*parts: object) -> str:

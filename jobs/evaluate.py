@@ -133,7 +133,7 @@ def _features(candidate: Candidate, what: str, files: Sequence[Path], *, patches
                 yield _image(path, candidate.view_size)
                 progress.advance()
 
-        return extract(backbone, images(), patches=patches)
+        return extract(backbone, images(), patches=patches, batch_size=candidate.batch_size)
 
 
 def _image(path: Path, size: tuple[int, int]) -> np.ndarray:

@@ -55,18 +55,20 @@ def line_chart(
     *,
     x_label: str = "step",
     top: float | None = None,
+    from_zero: bool = False,
 ) -> str:
     """A titled chart of lines over `xs`, as an HTML figure; empty text when there is no value.
 
     Args:
         note: one sentence under the title.
         top: upper end of the axis; default: what the values need.
+        from_zero: start the axis at zero, whatever the values are.
     """
     binned = [(line, _bin(xs, line.values)) for line in series]
     binned = [(line, points) for line, points in binned if points.xs]
     if not binned:
         return ""
-    scale = _scale([points for _line, points in binned], top)
+    scale = _scale([points for _line, points in binned], top, from_zero)
     x_low = min(points.xs[0] for _line, points in binned)
     x_high = max(points.xs[-1] for _line, points in binned)
     span = (x_high - x_low) or 1.0
@@ -144,12 +146,13 @@ def _bin(xs: Sequence[float], values: Sequence[float]) -> _Binned:
     )
 
 
-def _scale(lines: list[_Binned], top: float | None) -> _Scale:
+def _scale(lines: list[_Binned], top: float | None, from_zero: bool) -> _Scale:
     low = min(min(points.lows) for points in lines)
     high = max(max(points.highs) for points in lines) if top is None else top
-    if low > 0 and high / low > LOG_RATIO and top is None:
+    linear = from_zero or top is not None
+    if low > 0 and high / low > LOG_RATIO and not linear:
         return _Scale(low / 1.15, high * 1.15, log=True)
-    if low >= 0 and (low < 0.6 * high or top is not None):
+    if low >= 0 and (low < 0.6 * high or linear):
         low = 0.0
     margin = 0.04 * ((high - low) or abs(high) or 1.0)
     return _Scale(

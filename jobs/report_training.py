@@ -66,13 +66,14 @@ def _router(history: History) -> str:
 
 def _rate(history: History) -> str:
     line = Series("learning rate", _column(history, "lr"), 1)
-    return line_chart("Learning rate", "Warm-up, then cosine decay.", _xs(history), [line])
+    note = "Warm-up, then cosine decay."
+    return line_chart("Learning rate", note, _xs(history), [line], from_zero=True)
 
 
 def _speed(history: History) -> str:
     line = Series("images/s", _column(history, "images_per_s"), 1)
     note = "Samples that went through all processes in one second."
-    return line_chart("Throughput, images/s", note, _xs(history), [line])
+    return line_chart("Throughput, images/s", note, _xs(history), [line], from_zero=True)
 
 
 def _time_split(history: History) -> str:

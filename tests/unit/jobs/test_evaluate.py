@@ -16,8 +16,8 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe, resolve_recipe
 from dpal.checkpoint import commit, latest
 from dpal.engine import EngineState
-from dpal.export import write_timm
-from dpal.model.student import build_student
+from dpal.export import ARCHITECTURES, write_timm
+from dpal.model.student import SHAPES, Shape, build_student
 from dpal.model.timm_import import timm
 from jobs import evaluate
 from jobs.backbones import student_of
@@ -28,7 +28,10 @@ MODELS = ["student", "teacher", "untrained"]
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, and a student of two narrow blocks."""
+    monkeypatch.setitem(SHAPES, "vit_tiny", Shape(48, 2, paper_heads=6, timm_heads=3))
+    monkeypatch.setitem(ARCHITECTURES, 48, ARCHITECTURES[192])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
