@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -103,7 +104,7 @@ def test_two_nodes_run_one_rank_each_and_meet(tmp_path: Path) -> None:
     assert {row["WORLD_SIZE"] for row in (first, second)} == {"2"}
     assert {row["LOCAL_RANK"] for row in (first, second)} == {"0"}
     assert {row["OMP_NUM_THREADS"] for row in (first, second)} == {"1"}
-    log = "".join(verbs.logs(job))
+    log = "\n".join(verbs.logs(job))
     assert "rank 0 starts at step 0" in log
     assert "rank 1 starts at step 0" in log
 
@@ -120,7 +121,7 @@ def test_a_job_asked_to_stop_requeues_itself_and_goes_on(tmp_path: Path) -> None
         assert len(starts) == 2
         assert starts[0] == 0 < starts[1] < 60
         assert (tmp_path / f"done-{rank}").read_text() == "60"
-    log = "".join(verbs.logs(job))
+    log = "\n".join(verbs.logs(job))
     assert log.count("stops at step") == 2
     assert "exit code 75 after 0 restarts" in log
 
@@ -167,3 +168,15 @@ def test_submit_takes_a_fraction_of_a_second_and_no_torch(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/bin/bash")
+
+
+def test_the_time_limit_asks_for_a_stop_in_time(tmp_path: Path) -> None:
+    """No signal of ours: Slurm itself sends USR1 before the limit of one minute."""
+    job = submit("3000", time_minutes=1)
+    wait_for(lambda: len(rows(tmp_path, 0)) > 1 and len(rows(tmp_path, 1)) > 1, 150)
+    assert verbs.status(job).state == "running"
+    log = "\n".join(verbs.logs(job))
+    assert f"on signal {int(signal.SIGUSR1)}" in log
+    assert "exit code 75 after 0 restarts" in log
+    assert rows(tmp_path, 0)[1]["start"] > 0
+    verbs.cancel(job)
