@@ -1,0 +1,193 @@
+"""Caching one shard, without Ray: the targets are the teacher's own, whatever the batch size."""
+
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from data_tools.decode import decode_rgb
+from data_tools.feature_cache import series_of
+from data_tools.shard import read_shard
+from data_tools.storage import LocalStore
+from dpal.base.errors import ConfigError, DataError
+from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.model.timm_import import timm
+from dpal.record import spec_of
+from dpal.targets import decode_batch
+from dpal.views import render, render_composite
+from jobs import build_shards, cache_features
+from jobs.cache_plan import cache_of, teacher_of
+from jobs.cache_ray import _absolute
+from jobs.cache_worker import ShardWorker
+
+NAME = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(timm.create_model(NAME, num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for index in range(14):
+        small = rng.integers(0, 256, size=(8, 4, 3), dtype=np.uint8)
+        size = (60 + 3 * index, 120 + index)
+        Image.fromarray(small).resize(size).save(folder / f"{index:03d}.jpg", quality=90)
+    return folder
+
+
+def recipe_of(tmp_path: Path, images: Path, weights: Path, **sections) -> Recipe:
+    recipe = resolve_recipe(
+        {
+            "name": "worker",
+            "output": str(tmp_path),
+            "data": {"images": [str(images)], "samples_per_shard": 10},
+            "views": {"height": 128, "width": 64},
+            "teacher": {"kind": "timm", "name": NAME, "weights": str(weights), "input": [128, 64]},
+            "cache": {"calibration_images": 12},
+            "student": {"height": 128, "width": 64},
+            "train": {"duration": "1 steps", "global_batch": 8, "micro_batch": 8},
+        }
+        | sections
+    )
+    build_shards.run(recipe)
+    return recipe
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, images: Path, weights: Path) -> Recipe:
+    return recipe_of(tmp_path, images, weights)
+
+
+def cached(recipe: Recipe) -> ShardWorker:
+    worker = ShardWorker(recipe)
+    worker.calibrate()
+    for ref in worker.manifest.shards:
+        worker.cache_shard(ref)
+    return worker
+
+
+def with_teacher(recipe: Recipe, url: Path, **changes) -> Recipe:
+    teacher = recipe.teacher.model_copy(update=changes)
+    cache = recipe.cache.model_copy(update={"url": str(url)})
+    return recipe.model_copy(update={"teacher": teacher, "cache": cache})
+
+
+def test_targets_are_the_teachers_tokens_of_the_stored_view(recipe: Recipe) -> None:
+    worker = cached(recipe)
+    cache = cache_of(recipe, worker.manifest, worker.pool)
+    teacher = teacher_of(recipe)
+    for ref in worker.manifest.shards:
+        shard = read_shard(worker.store, ref, None)
+        for series in series_of(recipe.views):
+            targets, layout = cache.shard(series, ref), cache.layout(series)
+            targets.require_keys(shard.keys)
+            records = targets.records(range(len(shard)))
+            stored = decode_batch(records, cache.header, layout.kind)
+            views = []
+            for row in range(len(shard)):
+                image = np.asarray(Image.open(io.BytesIO(shard.image_bytes(row))))
+                spec = spec_of(records[row, : layout.cls_start].copy().view("<u2"))
+                if layout.kind == "view":
+                    views.append(render(image, spec, worker.plan.size))
+                else:
+                    behind = worker.pool.images[spec.background]
+                    views.append(render_composite(image, behind, spec, worker.plan))
+            online = teacher(torch.from_numpy(np.stack(views)))
+            error = (stored.patches - online.patches) / torch.from_numpy(cache.header.patch_std)
+            assert error.square().mean().sqrt() < 0.02
+            cosine = torch.cosine_similarity(stored.patches, online.patches, dim=-1)
+            assert cosine.median() > 0.9998
+            assert (stored.cls - online.cls).abs().max() < 0.01
+
+
+def test_batch_size_does_not_change_a_byte(recipe: Recipe, tmp_path: Path) -> None:
+    stores = []
+    for size in (3, 32):
+        url = tmp_path / f"batch-{size}"
+        cached(with_teacher(recipe, url, batch_size=size))
+        stores.append(LocalStore(url))
+    first, second = stores
+    assert first.list() == second.list()
+    assert [name for name in first.list() if first.get(name) != second.get(name)] == []
+
+
+def test_calibrating_twice_keeps_the_published_header(recipe: Recipe) -> None:
+    header = cache_features.calibrate(recipe)
+    assert cache_features.calibrate(recipe).to_json() == header.to_json()
+
+
+def test_an_image_that_does_not_decode_names_shard_and_sample(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = ShardWorker(recipe)
+    worker.calibrate()
+    ref = worker.manifest.shards[0]
+    shard = read_shard(worker.store, ref, None)
+    fifth = shard.image_bytes(4)
+
+    def refuse_the_fifth(data: bytes, max_pixels: int) -> np.ndarray:
+        return decode_rgb(data[:200] if data == fifth else data, max_pixels)
+
+    monkeypatch.setattr("jobs.cache_worker.decode_rgb", refuse_the_fifth)
+    with pytest.raises(DataError, match=f"shard '{ref.name}', sample '{shard.keys[4]}'"):
+        worker.cache_shard(ref)
+    assert worker.cache.finished() == set()
+
+
+def test_the_job_refuses_shards_that_were_changed(recipe: Recipe) -> None:
+    worker = ShardWorker(recipe)
+    worker.calibrate()
+    ref = worker.manifest.shards[1]
+    path = Path(recipe.data.shards) / ref.name
+    data = bytearray(path.read_bytes())
+    data[-2000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=ref.name):
+        worker.cache_shard(ref)
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence(recipe: Recipe) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="gpus_per_actor"):
+        ShardWorker(recipe, device="cuda")
+
+
+def test_a_finished_cache_is_skipped_without_ray(recipe: Recipe, monkeypatch) -> None:
+    cached(recipe)
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it would fail
+    result = cache_features.run(recipe)
+    assert result.skipped
+
+
+def test_actors_get_paths_that_do_not_depend_on_their_working_folder(
+    recipe: Recipe, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = recipe.model_copy(update={"output": "runs"})
+    assert _absolute(relative).output == str(tmp_path / "runs")
+    far = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"shards": "s3://bucket/shards"})}
+    )
+    assert _absolute(far).data.shards == "s3://bucket/shards"
+
+
+def test_target_tars_hold_the_image_shards_keys_in_order(recipe: Recipe) -> None:
+    worker = cached(recipe)
+    ref = worker.manifest.shards[0]
+    with tarfile.open(worker.cache.store.path(f"view-1/{ref.name}")) as tar:
+        names = [member.name.removesuffix(".targets") for member in tar]
+    assert tuple(names) == read_shard(worker.store, ref, None).keys
