@@ -1,0 +1,103 @@
+"""Pictures and export of a real little run: shards, teacher, and a committed checkpoint."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import fill_cache, tiny_recipe
+
+from dpal import checkpoint
+from dpal.base.errors import ConfigError, DataError
+from dpal.base.layout import RunLayout
+from dpal.base.recipe import Recipe
+from dpal.engine import EngineState
+from dpal.model.decoder import DynamicPatternDecoder
+from dpal.model.student import build_student
+from jobs import export, preview
+from jobs.preview_index import read_previews
+
+
+def _commit(recipe: Recipe, step: int) -> None:
+    """A checkpoint with fresh weights that differ from step to step."""
+    student = build_student(recipe.student, seed=step)
+    decoder = DynamicPatternDecoder(student.embed_dim, 192, recipe.decoder)
+    parameters = {
+        f"{part}.{name}": tensor
+        for part, module in (("student", student), ("decoder", decoder))
+        for name, tensor in module.state_dict().items()
+    }
+    moment = {"student.norm.bias": torch.zeros(192)}
+    state = EngineState(step, parameters, moment, moment)
+    checkpoint.commit(RunLayout(recipe.run_dir).checkpoints, state, recipe.science(), keep=2)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return tiny_recipe(tmp_path)
+
+
+def _kinds(recipe: Recipe) -> dict[str, str]:
+    index = read_previews(RunLayout(recipe.run_dir).previews)
+    assert index is not None
+    for one in index.previews:
+        assert np.asarray(Image.open(one.file)).std() > 5, f"{one.kind} is blank"
+    return {one.kind: one.caption for one in index.previews}
+
+
+def test_pictures_follow_what_the_run_has(recipe: Recipe):
+    assert not preview.run(recipe).skipped
+    without = _kinds(recipe)
+    assert "on these images only" in without["masks"]
+    assert "student" not in without["features"]
+    fill_cache(recipe)
+    assert not preview.run(recipe).skipped
+    assert "stored with the target cache" in _kinds(recipe)["masks"]
+    _commit(recipe, 4)
+    assert not preview.run(recipe).skipped
+    assert "Procrustes" in _kinds(recipe)["features"]
+    assert preview.run(recipe).skipped
+    (RunLayout(recipe.run_dir).previews / "views.png").unlink()
+    assert not preview.run(recipe).skipped
+
+
+def test_export_follows_the_last_checkpoint(recipe: Recipe):
+    layout = RunLayout(recipe.run_dir)
+    with pytest.raises(DataError, match="no committed checkpoint"):
+        export.run(recipe)
+    _commit(recipe, 2)
+    assert not export.run(recipe).skipped
+    assert export.run(recipe).skipped
+    assert not export.run(recipe, "onnx").skipped
+    assert export.run(recipe, "onnx").skipped
+    assert export.run(recipe).skipped
+    first = json.loads((layout.export / "parity.json").read_text())
+    assert first["step"] == 2
+    assert first["max_abs_error"] <= 1e-4
+    _commit(recipe, 4)
+    assert not export.run(recipe).skipped
+    assert json.loads((layout.export / "parity.json").read_text())["step"] == 4
+    assert not (layout.export / "model.onnx").exists(), "the graph of an older step must go"
+
+
+def test_card_says_what_the_model_is_and_withholds_a_licence(recipe: Recipe):
+    layout = RunLayout(recipe.run_dir)
+    _commit(recipe, 2)
+    row = {"task": "reid", "model": "student", "data": "x", "metrics": {"mAP": 41.5, "IoU a": 1}}
+    layout.evaluation.write_text(json.dumps([row]))
+    export.run(recipe)
+    card = (layout.export / "README.md").read_text()
+    assert "| reid | mAP | – | 41.5 | – |" in card
+    assert "IoU a" not in card
+    assert "40, from" in card
+    assert "no licence of their own" in card
+    assert "another number of attention heads" in card
+    everyone = (layout.export / "model.safetensors").stat().st_mode & 0o044
+    assert everyone == (layout.export / "config.json").stat().st_mode & 0o044
+
+
+def test_unknown_format_is_refused_in_one_sentence(recipe: Recipe):
+    with pytest.raises(ConfigError, match="accepted are timm and onnx"):
+        export.run(recipe, "tflite")
