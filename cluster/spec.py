@@ -1,5 +1,6 @@
 """The JobSpec: what a scheduler runs, where, with how much, and how often it is tried again."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ def job_spec(
             f"job.gpus_per_node={job.gpus_per_node} with train.processes={processes}; "
             "accepted is one process for each GPU, or 0 GPUs"
         )
+    if stage != "train":
+        _check_actors(recipe)
     threads = max(job.cpus_per_node // processes, 1)
     return JobSpec(
         name=f"{recipe.name}-{stage}",
@@ -125,6 +128,24 @@ def require_name(key: str, value: str, max_length: int = 63) -> None:
             f"{key}={value!r}: accepted are at most {max_length} lower-case letters, digits and "
             "dashes, with a letter or digit at both ends"
         )
+
+
+def _check_actors(recipe: Recipe) -> None:
+    """Ray waits for ever for an actor that fits nowhere; say so before anything is queued."""
+    cache, job = recipe.cache, recipe.job
+    if cache.ray_address.startswith("ray://"):
+        return  # another cluster's capacity
+    for what, per_actor, per_node in (
+        ("cpus", cache.cpus_per_actor, job.cpus_per_node),
+        ("gpus", cache.gpus_per_actor, job.gpus_per_node),
+    ):
+        room = job.nodes * math.floor(per_node / per_actor) if per_actor else cache.actors
+        if cache.actors > room:
+            raise ConfigError(
+                f"cache.actors={cache.actors} with cache.{what}_per_actor={per_actor:g} on "
+                f"job.nodes={job.nodes} with job.{what}_per_node={per_node}: accepted are at most "
+                f"{room} actors"
+            )
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -1,7 +1,6 @@
 """A real two-node Slurm runs, requeues, shows and stops our jobs."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -154,20 +153,6 @@ def test_cancel_commits_and_stays_cancelled(tmp_path: Path) -> None:
 
 def test_a_job_of_the_past_is_unknown() -> None:
     assert verbs.status("slurm:999999").state == "unknown"
-
-
-def test_submit_takes_a_fraction_of_a_second_and_no_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; from jobs.submit import submit\n"
-        f"submit({str(RECIPE)!r}, stage='train', on='slurm', dry_run=True)\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("#!/bin/bash")
 
 
 def test_the_time_limit_asks_for_a_stop_in_time(tmp_path: Path) -> None:

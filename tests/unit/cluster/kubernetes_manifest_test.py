@@ -214,6 +214,8 @@ def test_no_secret_reaches_a_manifest(tmp_path: Path) -> None:
         ("cache", f"name={'n' * 42}", "at most 47"),
         ("run", "job.nodes=2", "job.nodes"),
         ("train", "job.gpus_per_node=3", "job.gpus_per_node"),
+        ("cache", "cache.actors=3", "at most 2 actors"),
+        ("cache", "cache.gpus_per_actor=0.5", "job.gpus_per_node=0"),
     ],
 )
 def test_what_kubernetes_would_refuse_is_refused_here(

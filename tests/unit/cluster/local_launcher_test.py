@@ -1,6 +1,7 @@
 """The local scheduler: detached, one job of a name, run again on 75, cancelled by its group."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -134,3 +135,27 @@ def test_an_unknown_job_is_refused_with_what_is_accepted(job: str) -> None:
 def test_more_than_one_node_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"job\.nodes=2"):
         LocalLauncher().render(spec_of(nodes=2))
+
+
+def test_the_real_program_runs_and_its_error_is_in_the_log(capsys) -> None:
+    job = verbs.submit(RECIPE, stage="train", on="local")
+    assert f"dpal status {job}" in capsys.readouterr().out
+    wait_for(lambda: verbs.status(job).state != "running", 150)
+    log = "\n".join(verbs.logs(job))
+    assert verbs.status(job) == ("failed", "exit code 3, 0 restarts"), log
+    assert "dpal train: " in log  # there are no shards: data, a matter for a person
+    assert "manifest.json" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("scheduler", ["local", "slurm", "kubernetes"])
+def test_a_dry_run_needs_no_torch_and_starts_nothing(scheduler: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from jobs.submit import submit\n"
+        f"submit({str(RECIPE)!r}, stage='train', on={scheduler!r}, dry_run=True)\n"
+        "assert not {'torch', 'ray', 'timm'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+    assert list(tmp_path.iterdir()) == []
