@@ -2,6 +2,8 @@
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,9 +150,6 @@ def _check_gpus(ray: Any, recipe: Recipe, local: bool) -> None:
 @contextmanager
 def _stop_signal() -> Iterator[StopSignal]:
     """Stop requests as a flag while shards are cached; Ray's and the caller's handlers return."""
-    import signal
-    import threading
-
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop
