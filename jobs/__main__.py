@@ -176,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     recipe_verb("cache", _stage("jobs.cache_features"), "teacher targets for every pinned view")
     recipe_verb("train", _stage("jobs.train"), "train the student; resumes by itself")
     recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
+    recipe_verb("report", _stage("jobs.report"), "one self-contained page about the run")
     recipe_verb("run", _stage("jobs.run"), "all stages; skips what is done")
     _add_overrides(verb("demo", _demo, "run the tiny recipe on embedded data"))
 
