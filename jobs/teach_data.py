@@ -102,8 +102,8 @@ def recolour(planes: Tensor, generator: torch.Generator) -> Tensor:
     def draw(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.rand(batch, channels, 1, 1, generator=generator) * (high - low) + low
 
-    saturation, exposure = draw(0.3, 1.5), draw(-0.6, 0.6).exp()
-    gain, lift, gamma = draw(-0.25, 0.25, 3).exp(), draw(-0.06, 0.08, 3), draw(-0.4, 0.4).exp()
+    saturation, exposure = draw(0.6, 1.3), draw(-0.35, 0.35).exp()
+    gain, lift, gamma = draw(-0.12, 0.12, 3).exp(), draw(-0.04, 0.05, 3), draw(-0.2, 0.2).exp()
     grey = planes.mean(1, keepdim=True)
     light = grey + (planes - grey) * saturation
     light = (light * exposure * gain + lift).clamp(0, 1)

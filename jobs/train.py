@@ -5,12 +5,13 @@ dpal/objective.py.
 """
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 import torch
 
-from cluster.ranks import spawn_ranks
+from cluster.ranks import num_nodes, spawn_ranks
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
@@ -46,7 +47,7 @@ def run(recipe: Recipe) -> StageResult:
         checkpoint.check_same_science(restored, recipe.science())
         if restored.step >= total:
             return StageResult("train", True, f"{total} steps were done before")
-    if "RANK" not in os.environ and recipe.train.processes > 1:
+    if "RANK" not in os.environ and recipe.train.processes * num_nodes() > 1:
         _spawn(recipe, layout)
     elif not train_rank(recipe, manifest, World.from_environment()):
         raise StopRequested(f"stopped with a committed checkpoint in {layout.checkpoints}")
@@ -133,8 +134,8 @@ def _check_world(recipe: Recipe, world: World) -> None:
 
 def _spawn(recipe: Recipe, layout: RunLayout) -> None:
     """Start the ranks of this node; each reads the resolved recipe from the run folder."""
-    env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // recipe.train.processes))}
-    env |= credentials(recipe)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // recipe.train.processes))
+    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **credentials(recipe)}
     path = write_recipe(recipe, layout.recipe)
     argv = [sys.executable, "-m", "jobs", "train", str(path)]
     code = spawn_ranks(argv, recipe.train.processes, env)
@@ -149,7 +150,7 @@ def _spawn(recipe: Recipe, layout: RunLayout) -> None:
 def write_recipe(recipe: Recipe, path: Path) -> Path:
     """Write the resolved recipe, without credentials, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    aside = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
     aside.write_text(recipe.to_yaml())
     os.replace(aside, path)
     return path
