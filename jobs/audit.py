@@ -3,15 +3,17 @@
 from collections.abc import Callable
 
 from data_tools.audit import Finding, audit_shards
+from data_tools.feature_cache import HEADER
 from data_tools.manifest import MANIFEST
 from data_tools.storage import ObjectStore, open_store
+from data_tools.target_audit import audit_targets
 from dpal.base.errors import EXIT_DONE, DataError
 from dpal.base.recipe import Storage
 
 Auditor = Callable[[ObjectStore], list[Finding]]
 
 # What may lie at a URL, told by the object that marks it.
-AUDITORS: dict[str, Auditor] = {MANIFEST: audit_shards}
+AUDITORS: dict[str, Auditor] = {MANIFEST: audit_shards, HEADER: audit_targets}
 
 
 def run_audit(url: str, storage: Storage) -> int:

@@ -1,0 +1,58 @@
+"""Auditing a target cache: every tar against its ledger row, and whatever is there besides."""
+
+import hashlib
+
+from data_tools.audit import Finding
+from data_tools.feature_cache import HEADER, LedgerRow, TargetCache
+from data_tools.storage import ObjectStore
+from data_tools.target_tar import TargetShard
+from dpal.base.errors import DataError
+from dpal.base.progress import Progress
+from dpal.targets import TargetHeader
+
+MEND = "delete it and its ledger row, then run `dpal cache` again"
+
+
+def audit_targets(store: ObjectStore) -> list[Finding]:
+    """Every deviation of a `targets-<digest>/` folder from its ledger. Reads all tars."""
+    try:
+        cache = TargetCache(store, TargetHeader.from_json(store.get(HEADER)))
+    except DataError as error:
+        return [Finding(HEADER, str(error))]
+    names = store.list()
+    ledger = [name for name in names if name.startswith("ledger/")]
+    findings: list[Finding] = []
+    known = {HEADER, *ledger}
+    with Progress("audit", len(ledger), "shard") as progress:
+        for name in ledger:
+            try:
+                row = LedgerRow.from_json(store.get(name), f"{store.url}/{name}")
+            except DataError as error:
+                findings.append(Finding(name, str(error)))
+                continue
+            for series in row.series:
+                tar = f"{series}/{row.shard}"
+                known.add(tar)
+                problem = _problem(cache, row, series, tar) if tar in names else "missing"
+                if problem:
+                    findings.append(Finding(tar, f"{problem}; {MEND}"))
+            progress.advance(1, f"{len(findings)} findings")
+    unfinished = sorted(set(names) - known)
+    return findings + [
+        Finding(name, "no ledger row lists it; run `dpal cache` to its end") for name in unfinished
+    ]
+
+
+def _problem(cache: TargetCache, row: LedgerRow, series: str, tar: str) -> str:
+    data = cache.store.get(tar)
+    expected = row.series[series]
+    if len(data) != expected.num_bytes:
+        return f"wrong size: {len(data)} bytes, the ledger says {expected.num_bytes}"
+    if hashlib.sha256(data).hexdigest() != expected.sha256:
+        return "its checksum is not the ledger's"
+    try:
+        shard = TargetShard(data, cache.layout(series), tar)
+        shard.records(range(len(shard)))
+    except DataError as error:
+        return str(error)
+    return "" if len(shard) == row.num_samples else f"{len(shard)} records for {row.num_samples}"
