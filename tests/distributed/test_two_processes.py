@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import fill_cache, tiny_recipe, write_recipe
 
 from dpal import checkpoint
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
+
+from tiny import fill_cache, tiny_recipe, write_recipe
 
 STEPS = 20
 

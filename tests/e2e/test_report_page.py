@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import made_up_recipe, write_run
 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs import report
 from jobs.report_data import gather, read_history
 from jobs.report_page import page
+
+from made_up_run import made_up_recipe, write_run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (

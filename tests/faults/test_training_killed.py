@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import fill_cache, tiny_recipe, write_recipe
 
 from dpal import checkpoint
 from dpal.base.errors import EXIT_RUN_AGAIN
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
+
+from tiny import fill_cache, tiny_recipe, write_recipe
 
 PATIENCE_S = 300
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from seaweed import S3Server
 
 from data_tools.audit import audit_shards
 from data_tools.manifest import load_manifest
@@ -15,6 +14,8 @@ from data_tools.storage import open_store
 from dpal.base.errors import DataError, StorageError
 from dpal.base.recipe import Data, Storage
 from jobs.build_shards import build_shards
+
+from seaweed import S3Server
 
 POLICY = Data(images=("unused",), samples_per_shard=8)
 

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from seaweed import KEY, SECRET, S3Server, kill_s3, start_s3
 
 from data_tools.storage import open_store
 from dpal.base.errors import DataError, StorageError
 from dpal.base.recipe import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, MemoryTelemetry
+
+from seaweed import KEY, SECRET, S3Server, kill_s3, start_s3
 
 
 def test_objects_come_back_and_names_are_sorted(s3_server: S3Server) -> None:

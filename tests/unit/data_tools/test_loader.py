@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import tiny_recipe
 
 from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache
@@ -17,6 +16,8 @@ from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.views import ViewPlan
+
+from tiny import tiny_recipe
 
 
 @pytest.fixture
@@ -110,9 +111,9 @@ def test_a_missing_shard_stops_the_run_and_is_named(recipe: Recipe) -> None:
 
 
 def test_a_target_cache_of_other_images_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    from tiny import fill_cache
-
     from jobs.cache_plan import cache_of
+
+    from tiny import fill_cache
 
     fill_cache(recipe)
     store = LocalStore(Path(recipe.data.shards))

@@ -9,6 +9,7 @@ from data_tools.target_audit import audit_targets
 from dpal.base.errors import EXIT_DONE, DataError
 from dpal.base.recipe import Storage
 from jobs.audit import run_audit
+
 from tiny import fill_cache, tiny_recipe
 
 

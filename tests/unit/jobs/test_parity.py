@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import fill_cache, tiny_recipe
 
 from data_tools.backgrounds import load_backgrounds
 from data_tools.manifest import load_manifest
@@ -15,6 +14,8 @@ from dpal.batch import TrainBatch
 from dpal.engine import World
 from dpal.task import TERMS, DpalTask, Losses
 from jobs.train import _loader, _targets
+
+from tiny import fill_cache, tiny_recipe
 
 
 def first_batch(recipe: Recipe) -> tuple[TrainBatch, Losses]:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import fill_cache, tiny_recipe
 
 from dpal import checkpoint
 from dpal.base.errors import ConfigError, DataError
@@ -18,6 +17,8 @@ from dpal.model.decoder import DynamicPatternDecoder
 from dpal.model.student import build_student
 from jobs import export, preview
 from jobs.preview_index import read_previews
+
+from tiny import fill_cache, tiny_recipe
 
 
 def _commit(recipe: Recipe, step: int) -> None:
