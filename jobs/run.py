@@ -6,6 +6,7 @@ from importlib import import_module
 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
+from jobs.saved_recipe import save_recipe
 from jobs.stage import StageResult
 
 # Imported one by one, so that a stage that skips costs no import of torch or Ray by the others.
@@ -22,13 +23,14 @@ STAGES = (
 
 def run(recipe: Recipe) -> list[StageResult]:
     """Run every stage the recipe needs; print one line for each. Raises what a stage raises."""
+    save_recipe(recipe)
     results = []
     for name, stage in _needed(recipe):
         print(f"── {name}", flush=True)
         begin = time.monotonic()
         result = stage(recipe)
         done = "skipped" if result.skipped else f"done in {time.monotonic() - begin:.1f} s"
-        print(f"   {done}: {result.detail}", flush=True)
+        print(f"{name}: {done}: {result.detail}", flush=True)
         results.append(result)
     print(f"\nreport: {RunLayout(recipe.run_dir).report}", flush=True)
     return results

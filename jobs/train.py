@@ -5,9 +5,7 @@ dpal/objective.py.
 """
 
 import os
-import socket
 import sys
-from pathlib import Path
 
 import torch
 
@@ -29,6 +27,7 @@ from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate
 from jobs.cache_plan import cache_of, teacher_of
+from jobs.saved_recipe import credentials, save_recipe
 from jobs.stage import StageResult
 
 
@@ -47,6 +46,8 @@ def run(recipe: Recipe) -> StageResult:
         checkpoint.check_same_science(restored, recipe.science())
         if restored.step >= total:
             return StageResult("train", True, f"{total} steps were done before")
+    if World.from_environment().rank == 0:
+        save_recipe(recipe)
     if "RANK" not in os.environ and recipe.train.processes * num_nodes() > 1:
         _spawn(recipe, layout)
     elif not train_rank(recipe, manifest, World.from_environment()):
@@ -136,8 +137,7 @@ def _spawn(recipe: Recipe, layout: RunLayout) -> None:
     """Start the ranks of this node; each reads the resolved recipe from the run folder."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // recipe.train.processes))
     env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **credentials(recipe)}
-    path = write_recipe(recipe, layout.recipe)
-    argv = [sys.executable, "-m", "jobs", "train", str(path)]
+    argv = [sys.executable, "-m", "jobs", "train", str(layout.recipe)]
     code = spawn_ranks(argv, recipe.train.processes, env)
     if code == EXIT_RUN_AGAIN:
         raise StopRequested(f"stopped with a committed checkpoint in {layout.checkpoints}")
@@ -145,21 +145,3 @@ def _spawn(recipe: Recipe, layout: RunLayout) -> None:
         error = DpalError("a training process failed; its message is above")
         error.exit_code = code
         raise error
-
-
-def write_recipe(recipe: Recipe, path: Path) -> Path:
-    """Write the resolved recipe, without credentials, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}.tmp")
-    aside.write_text(recipe.to_yaml())
-    os.replace(aside, path)
-    return path
-
-
-def credentials(recipe: Recipe) -> dict[str, str]:
-    """The recipe's storage credentials as the AWS variables a child process reads."""
-    values = {
-        "AWS_ACCESS_KEY_ID": recipe.storage.key.get_secret_value(),
-        "AWS_SECRET_ACCESS_KEY": recipe.storage.secret.get_secret_value(),
-    }
-    return {name: value for name, value in values.items() if value}
