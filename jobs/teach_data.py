@@ -16,26 +16,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_tools.synthetic import ATTRIBUTES
 from dpal.base.errors import DataError
 from dpal.base.recipe import Views
-from dpal.model.taught import LABEL_STRIDE
+from dpal.model.taught import LABEL_STRIDE, Labels
 from dpal.views import ViewPlan, ViewSpec, render
 
 VIEWS_PER_IDENTITY = 4
 
 
 class TeachBatch(NamedTuple):
-    """Labelled views.
-
-    Attributes:
-        pixels: float in 0..1 [B, 3, h, w].
-        identities: class index [B].
-        parts: part of every 4 x 4 pixels [B, h / 4, w / 4].
-    """
+    """Labelled views; pixels are float in 0..1 [B, 3, h, w]."""
 
     pixels: Tensor
-    identities: Tensor
-    parts: Tensor
+    labels: Labels
 
 
 class TeachSet:
@@ -51,12 +45,14 @@ class TeachSet:
             rows = list(csv.DictReader(table.read_text().splitlines()))
             self.keys = [row["file"] for row in rows]
             pids = [int(row["pid"]) for row in rows]
+            names = [attribute.name for attribute in ATTRIBUTES]
+            self.attributes = [[int(row[name]) for name in names] for row in rows]
             self.masks = [_mask(folder / row["mask"]) for row in rows]
             self.images = [_image(folder / row["file"]) for row in rows]
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
                 f"{table}: the labelled persons cannot be read ({error}); accepted are the columns "
-                "file, pid, cam and mask with files that exist"
+                "file, pid, mask and the attributes, with files that exist"
             ) from None
         classes = sorted(set(pids))
         self.num_identities = len(classes)
@@ -80,9 +76,12 @@ class TeachSet:
             parts.append(_render_mask(mask, spec, plan.size))
         planes = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
         generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-        identities = torch.tensor([self.identities[picture] for picture in picked])
-        labels = torch.from_numpy(np.stack(parts)).long()
-        return TeachBatch(hide(recolour(planes, generator), generator), identities, labels)
+        labels = Labels(
+            identities=torch.tensor([self.identities[picture] for picture in picked]),
+            attributes=torch.tensor([self.attributes[picture] for picture in picked]),
+            parts=torch.from_numpy(np.stack(parts)).long(),
+        )
+        return TeachBatch(hide(recolour(planes, generator), generator), labels)
 
     def _pick(self, rng: np.random.Generator, size: int) -> list[int]:
         """`size` pictures, VIEWS_PER_IDENTITY of each identity drawn."""

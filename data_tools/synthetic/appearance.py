@@ -37,6 +37,7 @@ BAGS: tuple[Colour, ...] = ((44, 42, 46), (140, 90, 56), (52, 84, 110), (172, 58
 PATTERNS = ("plain", "stripes", "bars", "checks", "dots", "halves")
 PRINTS = ("none", "logo", "jacket", "back", "belt")
 HAIR_STYLES = ("short", "long", "ponytail", "bun", "bald", "cap", "curls")
+SLEEVES = (0.0, 0.55, 1.0)  # share of the arm that is covered
 LOWERS = ("trousers", "shorts", "skirt", "dress")
 BAG_KINDS = ("none", "backpack", "handbag", "satchel")
 
@@ -106,7 +107,7 @@ def appearance(seed: int, identity: int) -> Appearance:
     lower_kind = LOWERS[shared.choice(4, p=(0.5, 0.18, 0.16, 0.16))]
     colour, second = (CLOTH[i] for i in shared.choice(len(CLOTH), 2, replace=False))
     lower, skin = LOWER[shared.integers(len(LOWER))], SKIN[shared.integers(len(SKIN))]
-    sleeve = (0.0, 0.55, 1.0)[shared.choice(3, p=(0.15, 0.4, 0.45))]
+    sleeve = SLEEVES[shared.choice(3, p=(0.15, 0.4, 0.45))]
     shared_pattern = int(shared.integers(len(PATTERNS)))
 
     own = generator(seed, "identity", identity)

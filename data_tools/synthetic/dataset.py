@@ -1,7 +1,8 @@
 """Write the embedded data set: persons and backgrounds, labels for the teacher and for evaluation.
 
     persons/<number>.jpg  backgrounds/<number>.jpg     unlabelled pictures that are sharded
-    teach/labels.csv  teach/masks/                     file,pid,cam,mask of the same persons
+    teach/labels.csv  teach/masks/                     labels of the same persons: file, pid, cam,
+                                                       mask, and one column for each attribute
     reid/labels.csv  parsing/labels.csv classes.json   held-out identities only
 
 Every file is a pure function of its name, the sizes and the seed, and is published by one rename,
@@ -23,7 +24,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from data_tools.synthetic.appearance import DRAWING_VERSION
+from data_tools.synthetic.appearance import DRAWING_VERSION, appearance
+from data_tools.synthetic.attributes import ATTRIBUTES, attributes_of
 from data_tools.synthetic.camera import NUM_CAMERAS
 from data_tools.synthetic.canvas import PARTS
 from data_tools.synthetic.scene import Person, draw_background, draw_person
@@ -87,9 +89,11 @@ def _items(size: Synthetic, seed: int) -> Iterator[_Item]:
     teach: list[tuple[object, ...]] = []
     for number, (identity, index) in enumerate(_shuffled(size, seed)):
         person, mask = f"persons/{number:06d}.jpg", f"masks/{number:06d}.png"
-        teach.append((f"../{person}", identity, index % NUM_CAMERAS, mask))
+        said = attributes_of(appearance(seed, identity))
+        teach.append((f"../{person}", identity, index % NUM_CAMERAS, mask, *said))
         yield _Item((person, f"teach/{mask}"), partial(_person_files, seed, identity, index))
-    yield _table("teach/labels.csv", ("file", "pid", "cam", "mask"), teach)
+    columns = ("file", "pid", "cam", "mask", *(attribute.name for attribute in ATTRIBUTES))
+    yield _table("teach/labels.csv", columns, teach)
     yield from _classes("teach")
     for number in range(NUM_BACKGROUNDS):
         yield _Item((f"backgrounds/{number:06d}.jpg",), partial(_background_file, seed, number))

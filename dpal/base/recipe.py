@@ -57,8 +57,8 @@ class Storage(Section):
 class Synthetic(Section):
     """Size of the embedded synthetic data set."""
 
-    identities: int = Field(120, ge=4, description="identities drawn for pretraining")
-    images_per_identity: int = Field(16, ge=2, description="images drawn for each identity")
+    identities: int = Field(240, ge=4, description="identities drawn for pretraining")
+    images_per_identity: int = Field(8, ge=2, description="images drawn for each identity")
     held_out_identities: int = Field(40, ge=4, description="identities drawn for evaluation only")
 
 
@@ -120,7 +120,7 @@ class Views(Section):
 
 
 class TaughtTeacher(Section):
-    """A small ViT taught on the synthetic persons' own labels (identity and parts)."""
+    """A small ViT taught on the synthetic persons' own labels (identity, attributes, parts)."""
 
     kind: Literal["taught"]
     width: int = Field(192, ge=32, description="embedding width of the ViT")
@@ -128,7 +128,7 @@ class TaughtTeacher(Section):
     heads: int = Field(6, ge=1, description="attention heads")
     steps: int = Field(400, ge=1, description="optimiser steps it is taught for")
     global_batch: int = Field(64, ge=2, description="images in one step")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    lr: float = Field(2e-3, gt=0, description="peak learning rate")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward")
     batch_size: int = Field(32, ge=1, description="images in one teacher forward")
 

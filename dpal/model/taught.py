@@ -1,8 +1,9 @@
-"""A ViT that is taught on labels: identity on its CLS token, parts on its patch tokens.
+"""A ViT that is taught on labels: identity and attributes on its CLS token, parts and attributes on
+its patch tokens.
 
-Both heads are thrown away afterwards; what is kept is the ViT, read after its final norm.
+All heads are thrown away afterwards; what is kept is the ViT, read after its final norm.
 
-Legend: B views, N patches, D width, P parts, S labels along one side of a patch.
+Legend: B views, N patches, D width, P parts, A attributes, S labels along one side of a patch.
 """
 
 from typing import Any, NamedTuple
@@ -18,19 +19,45 @@ LABEL_STRIDE = 4  # one part label for 4 x 4 pixels
 COSINE_SCALE = 16.0
 LABEL_SMOOTHING = 0.1
 METRIC_TEMPERATURE = 0.1
+ATTRIBUTE_WEIGHT = 3.0
+POSITION_STD = 0.5
+
+
+class Trait(NamedTuple):
+    """An attribute to be taught: its number of values and the parts it can be seen on."""
+
+    num_values: int
+    parts: tuple[int, ...]
+
+
+class Labels(NamedTuple):
+    """What is known of a batch.
+
+    Attributes:
+        identities: class of each view [B].
+        attributes: value of every attribute [B, A].
+        parts: part of every 4 x 4 pixels [B, h / 4, w / 4].
+    """
+
+    identities: Tensor
+    attributes: Tensor
+    parts: Tensor
 
 
 class TaughtLosses(NamedTuple):
-    """The three terms of teaching, each a scalar; `total` is their sum."""
+    """The terms of teaching, each a scalar; `attributes` are said by CLS, `local` by patches."""
 
     identity: Tensor
     metric: Tensor
     parts: Tensor
+    attributes: Tensor
+    local: Tensor
 
     @property
     def total(self) -> Tensor:
         """What is minimised."""
-        return self.identity + self.metric + self.parts
+        said = self.attributes + self.local
+        return self.identity + self.metric + self.parts + ATTRIBUTE_WEIGHT * said
 
 
 def arch_of(spec: TaughtTeacher, view_size: tuple[int, int]) -> dict[str, Any]:
@@ -54,37 +81,68 @@ def build_taught(arch: dict[str, Any]) -> nn.Module:
 
 
 class Taught(nn.Module):
-    """The ViT with its two heads and its losses.
+    """The ViT with its heads and its losses.
 
     Args:
         arch: see `arch_of`.
         num_identities: classes of the identity head.
         num_parts: P, background included.
+        traits: one for each attribute.
     """
 
-    def __init__(self, arch: dict[str, Any], num_identities: int, num_parts: int) -> None:
+    def __init__(
+        self,
+        arch: dict[str, Any],
+        num_identities: int,
+        num_parts: int,
+        traits: tuple[Trait, ...],
+    ) -> None:
         super().__init__()
         self.vit = build_taught(arch)
-        width, self.num_parts = int(arch["embed_dim"]), num_parts
+        # Embedded patches have about unit variance at the start: positions of the usual 0.02
+        # would be inaudible beside them, and parts are learned several times more slowly.
+        nn.init.normal_(self.vit.pos_embed, std=POSITION_STD)
+        width, self.num_parts, self.traits = int(arch["embed_dim"]), num_parts, traits
         self.identities = nn.Parameter(torch.randn(num_identities, width) * 0.02)
         self.parts = nn.Linear(width, (PATCH // LABEL_STRIDE) ** 2 * num_parts)
+        self.global_attributes = nn.Linear(width, sum(trait.num_values for trait in traits))
+        self.local_attributes = nn.Linear(width, sum(trait.num_values for trait in traits))
 
-    def forward(self, planes: Tensor, identities: Tensor, parts: Tensor) -> TaughtLosses:
-        """Losses of a batch.
-
-        Args:
-            planes: normalised views [B, 3, h, w].
-            identities: class of each view [B].
-            parts: part of every 4 x 4 pixels [B, h / 4, w / 4].
-        """
+    def forward(self, planes: Tensor, labels: Labels) -> TaughtLosses:
+        """Losses of normalised views [B, 3, h, w]."""
         tokens = self.vit.forward_features(planes).float()  # [B, 1 + N, D]
-        cls = F.normalize(tokens[:, 0], dim=1)  # [B, D]
-        logits = COSINE_SCALE * cls @ F.normalize(self.identities, dim=1).T
-        identity = F.cross_entropy(logits, identities, label_smoothing=LABEL_SMOOTHING)
-        labels = _per_patch(parts)  # [B, N, S * S]
-        scores = self.parts(tokens[:, 1:]).unflatten(2, (labels.shape[2], self.num_parts))
-        shape = F.cross_entropy(scores.flatten(0, 2), labels.flatten())
-        return TaughtLosses(identity, metric_loss(cls, identities), shape)
+        cls, patches = tokens[:, 0], tokens[:, 1:]
+        unit = F.normalize(cls, dim=1)  # [B, D]
+        logits = COSINE_SCALE * unit @ F.normalize(self.identities, dim=1).T
+        parts = _per_patch(labels.parts)  # [B, N, S * S]
+        scores = self.parts(patches).unflatten(2, (parts.shape[2], self.num_parts))
+        said = self.global_attributes(cls)[:, None]
+        everywhere = cls.new_ones(len(self.traits), len(cls), 1)
+        return TaughtLosses(
+            identity=F.cross_entropy(logits, labels.identities, label_smoothing=LABEL_SMOOTHING),
+            metric=metric_loss(unit, labels.identities),
+            parts=F.cross_entropy(scores.flatten(0, 2), parts.flatten()),
+            attributes=self._attributes(said, labels.attributes, everywhere),
+            local=self._attributes(
+                self.local_attributes(patches), labels.attributes, self._visible(parts)
+            ),
+        )
+
+    def _visible(self, parts: Tensor) -> Tensor:
+        """Share of each patch that shows each attribute: [A, B, N]."""
+        shares = F.one_hot(parts, self.num_parts).float().mean(2)  # [B, N, P]
+        return torch.stack([shares[:, :, list(trait.parts)].sum(2) for trait in self.traits])
+
+    def _attributes(self, said: Tensor, values: Tensor, weights: Tensor) -> Tensor:
+        """Weighted cross-entropy of logits [B, N, values of all], weights [A, B, N]."""
+        total = said.new_zeros(())
+        sizes = [trait.num_values for trait in self.traits]
+        for number, logits in enumerate(said.split(sizes, dim=2)):
+            target = values[:, number, None].expand(logits.shape[:2])
+            loss = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")  # [B, N]
+            weight = weights[number]
+            total = total + (loss * weight).sum() / (weight.sum() + 1)
+        return total / len(sizes)
 
 
 def metric_loss(cls: Tensor, identities: Tensor) -> Tensor:
