@@ -1,9 +1,12 @@
 """The training loop: batch, losses, step, telemetry, commit; until done or asked to stop."""
 
+import errno
 import json
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from dpal import checkpoint
 from dpal.base import telemetry as metrics
-from dpal.base.errors import ConfigError
+from dpal.base.errors import ConfigError, StorageError
 from dpal.base.progress import Progress
 from dpal.base.recipe import Recipe, steps_of
 from dpal.base.signals import StopSignal
@@ -40,24 +43,42 @@ class Schedule:
 
 
 class EventLog:
-    """Appends one JSON object a line; rank 0 alone writes."""
+    """Appends one JSON object a line; rank 0 alone writes.
+
+    Raises:
+        StorageError: when the disk is full or not writable.
+    """
 
     def __init__(self, path: Path, enabled: bool) -> None:
-        self._file = None
+        self._path, self._file = path, None
         if enabled:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", buffering=1)
+            with self._errors():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = path.open("ab", buffering=0)
+                whole = path.read_bytes().rfind(b"\n") + 1
+                self._file.truncate(whole)  # a full disk may have cut the last row short
 
     def write(self, event: str, step: int, **values: Any) -> None:
         """Append one row."""
         if self._file is not None:
             row = {"event": event, "step": step, "time": time.time(), **values}
-            self._file.write(json.dumps(row) + "\n")
+            line = (json.dumps(row) + "\n").encode()
+            with self._errors():
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise StorageError(f"cannot write {str(self._path)!r}: {reason}") from None
 
 
 class Trainer:

@@ -1,13 +1,14 @@
 """The `dpal` command. Every verb imports only what it needs, so help and `submit` are quick."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from dpal.base.errors import EXIT_BUG, EXIT_DONE, ConfigError, DpalError
+from dpal.base.errors import EXIT_BUG, EXIT_DONE, ConfigError, DpalError, StorageError
 from dpal.base.recipe import Recipe, Storage, explain, load_recipe, parse_yaml, validate
 
 Handler = Callable[[argparse.Namespace], int]
@@ -15,20 +16,43 @@ Handler = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; the return value is the exit code (see `dpal.base.errors`)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     handler: Handler = arguments.handler
     try:
         return handler(arguments)
     except DpalError as error:
-        print(f"dpal {arguments.verb}: {error}", file=sys.stderr)
-        return error.exit_code
+        return _told(arguments.verb, error)
     except KeyboardInterrupt:
         print(f"dpal {arguments.verb}: interrupted; run the same command again", file=sys.stderr)
         return 130
-    except Exception:
+    except BrokenPipeError:  # `dpal logs JOB | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception as error:
+        known = StorageError.of(error) if isinstance(error, OSError) else None
+        if known is not None:
+            return _told(arguments.verb, known)
         traceback.print_exc()
         print(f"dpal {arguments.verb}: this is a bug; please report the above", file=sys.stderr)
         return EXIT_BUG
+
+
+def _told(verb: str, error: DpalError) -> int:
+    print(f"dpal {verb}: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, and let overrides stand behind options too (argparse alone refuses them there)."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not all("=" in word and not word.startswith("-") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        if not hasattr(arguments, "overrides"):
+            parser.error(f"{arguments.verb} takes no overrides: {' '.join(rest)}")
+        arguments.overrides += rest
+    return arguments
 
 
 def _shard(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from dpal.base.errors import StorageError
@@ -21,7 +22,8 @@ def save_recipe(recipe: Recipe) -> Path:
         aside.write_text(text)
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be a file
+            aside.unlink(missing_ok=True)
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror}") from None
     return path
 

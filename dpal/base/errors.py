@@ -3,12 +3,32 @@
 Every error takes one string, so it survives a process border (pickle, Ray, a Slurm log).
 """
 
+import errno
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_CONFIG = 2
 EXIT_DATA = 3
 EXIT_STORAGE = 4
 EXIT_RUN_AGAIN = 75
+
+# A disk or folder that a user can mend; a missing file (ENOENT) is always checked for by name.
+_MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+    errno.ESTALE,
+}
 
 
 class DpalError(Exception):
@@ -33,6 +53,14 @@ class StorageError(DpalError):
     """Storage that refuses, cannot be reached, or is full."""
 
     exit_code = EXIT_STORAGE
+
+    @classmethod
+    def of(cls, error: OSError) -> "StorageError | None":
+        """What the file system said, in one sentence; None for what only a bug can cause."""
+        if error.errno not in _MENDABLE:
+            return None
+        where = f"cannot use {str(error.filename)!r}: " if error.filename is not None else ""
+        return cls(f"{where}{error.strerror}")
 
 
 class StopRequested(DpalError):
