@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     handler: Handler = arguments.handler
     try:
-        return handler(arguments)
+        code = handler(arguments)
+        sys.stdout.flush()
+        return code
     except DpalError as error:
         return _told(arguments.verb, error)
     except KeyboardInterrupt:
