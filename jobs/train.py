@@ -46,18 +46,20 @@ def run(recipe: Recipe) -> StageResult:
         checkpoint.check_same_science(restored, recipe.science())
         if restored.step >= total:
             return StageResult("train", True, f"{total} steps were done before")
-    if World.from_environment().rank == 0:
+    world, num_ranks = World.from_environment(), recipe.train.processes * num_nodes()
+    spawning = "RANK" not in os.environ and num_ranks > 1
+    _check_world(recipe, num_ranks if spawning else world.size)
+    if world.rank == 0:
         save_recipe(recipe)
-    if "RANK" not in os.environ and recipe.train.processes * num_nodes() > 1:
+    if spawning:
         _spawn(recipe, layout)
-    elif not train_rank(recipe, manifest, World.from_environment()):
+    elif not train_rank(recipe, manifest, world):
         raise StopRequested(f"stopped with a committed checkpoint in {layout.checkpoints}")
     return StageResult("train", False, f"{total} steps of {recipe.train.global_batch} images")
 
 
 def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     """What one rank does; True when the schedule is done."""
-    _check_world(recipe, world)
     stop = StopSignal().install()
     layout = RunLayout(recipe.run_dir)
     pool = load_backgrounds(recipe)
@@ -124,12 +126,12 @@ def _write_start(events: EventLog, engine: Engine, world: World) -> None:
     events.write("start", engine.steps_done, num_parameters=counts, world_size=world.size)
 
 
-def _check_world(recipe: Recipe, world: World) -> None:
+def _check_world(recipe: Recipe, num_ranks: int) -> None:
     spec = recipe.train
-    if spec.global_batch % (spec.micro_batch * world.size):
+    if spec.global_batch % (spec.micro_batch * num_ranks):
         raise ConfigError(
             f"train.global_batch={spec.global_batch} is not a multiple of train.micro_batch="
-            f"{spec.micro_batch} times {world.size} processes"
+            f"{spec.micro_batch} times {num_ranks} processes"
         )
 
 

@@ -465,7 +465,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a section")
-    node[last] = parse_yaml(raw, f"override {override!r}")
+    # Nothing behind the equals sign is the empty word, not YAML's null: `teacher.weights=`.
+    node[last] = parse_yaml(raw, f"override {override!r}") if raw else ""
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

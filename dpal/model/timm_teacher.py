@@ -5,6 +5,7 @@ Legend: B images, D width, gh x gw token grid.
 
 import difflib
 import json
+import logging
 import pickle
 import re
 import sys
@@ -142,14 +143,19 @@ def weights_file(name: str, weights: str) -> Path:
     # Imported here: a run with local weights needs no network code.
     from huggingface_hub import hf_hub_download
 
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its retries would be a dozen lines; the reason is told below
     try:
         return Path(hf_hub_download(published.hf_hub_id, "model.safetensors"))
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise StorageError(
             f"weights of teacher.name={name!r} could not be fetched from the hub ({reason[0]}); "
             "give a local file as teacher.weights"
         ) from None
+    finally:
+        log.setLevel(level)
 
 
 def read_weights(path: Path) -> dict[str, Any]:

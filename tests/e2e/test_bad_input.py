@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command import call, checked, files
 
 from dpal.base.recipe import Recipe, resolve_recipe
 
+from command import call, checked, files
 from seaweed import KEY, S3Server, kill_s3, start_s3
 from tiny import tiny_values, write_persons
 
@@ -146,6 +146,7 @@ def test_a_png_bomb_is_rejected_in_little_memory(tmp_path: Path, capsys: Capture
         (["trian.lr=1e-3"], "the nearest valid name is 'train'"),
         (["train.lr=-1e-3"], "train.lr=-0.001: input should be greater than 0"),
         (["train.lr=fast"], "train.lr=fast: "),
+        (["train.lr="], "train.lr=: input should be a valid number"),
         (["train.lr"], "is not of the form key=value"),
         (["train.lr.peak=1"], "'lr' is not a section"),
         (["train.global_batch=8", "train.micro_batch=3"], "is not a multiple of train.micro_ba"),
