@@ -102,11 +102,6 @@ def load(checkpoint: Checkpoint) -> EngineState:
     return EngineState(checkpoint.step, parameters, exp_avg, exp_avg_sq)
 
 
-def student_state(checkpoint: Checkpoint) -> dict[str, Any]:
-    """State dict of the student alone."""
-    return load_file(checkpoint.path / "student.safetensors")
-
-
 def check_same_science(checkpoint: Checkpoint, science: Mapping[str, Any]) -> None:
     """Raise ConfigError, naming the keys, when a recipe differs from the checkpoint's."""
     changed = [

@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from dpal import export
 from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import PATCH, Recipe, load_recipe
+from dpal.base.recipe import Recipe, load_recipe
 from dpal.base.recipe import Student as StudentSpec
 from dpal.checkpoint import Checkpoint, latest
 from dpal.model.student import SHAPES, FrozenStudent, Student, build_student, set_heads
-from dpal.model.teacher import build_teacher, sha256_of, teacher_identity
+from dpal.model.teacher import sha256_of, teacher_identity
 from dpal.model.tokens import FrozenBackbone
+from jobs.cache_plan import stride_of, teacher_of
 
 
 class Candidate(NamedTuple):
@@ -61,14 +62,19 @@ def open_model(folder: Path) -> Candidate:
     )
 
 
+def last_checkpoint(recipe: Recipe) -> Checkpoint | None:
+    """The last committed checkpoint of a run; None without one."""
+    return latest(RunLayout(recipe.run_dir).checkpoints)
+
+
 def student_of(spec: StudentSpec, found: Checkpoint) -> Student:
-    """The trained student of a checkpoint. Raises DataError when its weights are damaged."""
+    """The trained student of a checkpoint, frozen. Raises DataError when it is damaged."""
     student = build_student(spec)
     path = found.path / "student.safetensors"
     if sha256_of(path) != found.files[path.name]:
         raise DataError(f"checkpoint {found.path}: {path.name} does not match its checksum")
     load_weights(student, path)
-    return student
+    return student.eval().requires_grad_(False)
 
 
 def _latest(folder: Path) -> Checkpoint:
@@ -91,18 +97,14 @@ def _trained(recipe: Recipe, found: Checkpoint) -> Candidate:
 
 def _teacher(recipe: Recipe) -> Candidate:
     size = recipe.views.height, recipe.views.width
-    stride = PATCH * recipe.views.height // recipe.student.height
     weights = RunLayout(recipe.run_dir).teacher
 
     def build() -> FrozenBackbone:
-        teacher = build_teacher(
-            recipe.teacher, stride=stride, view_size=size, taught_weights=weights
-        )
-        return teacher.to(_device())
+        return teacher_of(recipe).to(_device())
 
     identity = teacher_identity(recipe.teacher, weights, view_size=size)
-    batch = recipe.teacher.batch_size
-    return Candidate("teacher", _digest(identity, stride, size), size, cache(build), batch)
+    model_id = _digest(identity, stride_of(recipe), size)
+    return Candidate("teacher", model_id, size, cache(build), recipe.teacher.batch_size)
 
 
 def _untrained(recipe: Recipe) -> Candidate:

@@ -2,8 +2,6 @@
 
 import math
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +50,7 @@ def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[Sha
         StopRequested: after a stop signal.
         DataError: naming a shard whose actor died more than `RETRIES` times.
     """
-    with _session(recipe) as ray, _stop_signal() as stop:
+    with _session(recipe) as ray, StopSignal.listening() as stop:
         make = ray.remote(TeacherActor).options(
             num_cpus=recipe.cache.cpus_per_actor,
             num_gpus=recipe.cache.gpus_per_actor,
@@ -145,22 +143,6 @@ def _check_gpus(ray: Any, recipe: Recipe, local: bool) -> None:
             f"cache.gpus_per_actor={wanted}: this machine has {there:g} GPUs; "
             "accepted is 0, or another cache.ray_address"
         )
-
-
-@contextmanager
-def _stop_signal() -> Iterator[StopSignal]:
-    """Stop requests as a flag while shards are cached; Ray's and the caller's handlers return."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
-    stop.install()
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _absolute(recipe: Recipe) -> Recipe:

@@ -16,12 +16,12 @@ from dpal.base.recipe import Recipe
 from dpal.export import ONNX, WEIGHTS, Parity, check_onnx, check_timm, write_onnx, write_timm
 from dpal.model.student import Student
 from dpal.views import ViewPlan, render
+from jobs.backbones import last_checkpoint, student_of
 from jobs.model_card import model_card
 from jobs.preview import sample_images
 from jobs.publish import new_folder
 from jobs.report_data import read_scores
 from jobs.stage import StageResult
-from jobs.trained import last_checkpoint, load_student
 
 VERSION = 1  # raise it whenever the same student would be exported otherwise
 FORMATS = ("timm", "onnx")
@@ -49,11 +49,11 @@ def run(recipe: Recipe, format: str = "timm") -> StageResult:
     student: Student | None = None
     done = []
     if not _is_done(folder / PARITY, digest):
-        student = load_student(recipe, checkpoint)
+        student = student_of(recipe.student, checkpoint)
         parity = _export_timm(recipe, student, step, digest)
         done.append(f"{folder} (step {step}, {_words(parity)})")
     if format == "onnx" and not _is_done(folder / ONNX_PARITY, digest):
-        student = student or load_student(recipe, checkpoint)
+        student = student or student_of(recipe.student, checkpoint)
         parity = _export_onnx(recipe, student, step, digest)
         done.append(f"{folder / ONNX} ({_words(parity)})")
     detail = ", ".join(done) or f"{folder} holds step {step} already"

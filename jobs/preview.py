@@ -19,6 +19,7 @@ from dpal.base.recipe import Recipe
 from dpal.model.student import FrozenStudent
 from dpal.targets import TargetHeader
 from dpal.views import ViewPlan
+from jobs.backbones import last_checkpoint, student_of
 from jobs.cache_plan import definition_of, teacher_of
 from jobs.preview_index import Preview, PreviewIndex, read_previews, write_index
 from jobs.preview_pictures import (
@@ -34,7 +35,6 @@ from jobs.preview_pictures import (
 )
 from jobs.publish import new_folder
 from jobs.stage import StageResult
-from jobs.trained import last_checkpoint, load_student
 
 VERSION = 1  # raise it whenever the same inputs would give other pictures
 NUM_IMAGES = 8
@@ -78,7 +78,7 @@ def _draw(recipe: Recipe, sample: Sample, header: TargetHeader | None) -> list[D
     own_single = own_pair = None
     checkpoint = last_checkpoint(recipe)
     if checkpoint is not None:
-        student = FrozenStudent(load_student(recipe, checkpoint), recipe.views.height)
+        student = FrozenStudent(student_of(recipe.student, checkpoint), recipe.views.height)
         own_single = tokens_of(student, sample.bases)
         own_pair = tokens_of(student, sample.composites)
     return [

@@ -8,10 +8,6 @@ import hashlib
 import json
 import math
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -55,7 +51,7 @@ def run(recipe: Recipe) -> StageResult:
     try:
         layout.teacher.parent.mkdir(parents=True, exist_ok=True)
         lesson.load(state, digest)
-        with _stop_signal() as stop:
+        with StopSignal.listening() as stop:
             losses = _teach(lesson, spec.steps, state, digest, stop)
         arch = json.dumps(arch_of(spec, (recipe.views.height, recipe.views.width)))
         _publish(layout.teacher, lesson.model.vit.state_dict(), arch=arch, digest=digest)
@@ -183,22 +179,6 @@ def _schedule(step: int, steps: int) -> float:
         return (step + 1) / warmup
     share = (step - warmup) / max(steps - warmup, 1)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
-
-
-@contextmanager
-def _stop_signal() -> Iterator[StopSignal]:
-    """Stop signals as a flag, while this stage runs."""
-    stop = StopSignal()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.getsignal(number) for number in StopSignal.SIGNALS}
-    stop.install()
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _normalised(batch: TeachBatch) -> Tensor:

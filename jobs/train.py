@@ -60,26 +60,23 @@ def run(recipe: Recipe) -> StageResult:
 
 def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     """What one rank does; True when the schedule is done."""
-    stop = StopSignal().install()
     layout = RunLayout(recipe.run_dir)
-    pool = load_backgrounds(recipe)
-    targets, cache = _targets(recipe, manifest, pool)
-    source = _loader(recipe, manifest, pool, cache, world)
-    found = checkpoint.latest(layout.checkpoints)
-    engine = Engine(
-        DpalTask(recipe, targets),
-        recipe.train,
-        world,
-        checkpoint.load(found) if found is not None else None,
-    )
-    events = EventLog(layout.events, enabled=world.rank == 0)
-    _write_start(events, engine, world)
-    telemetry = _telemetry(recipe, world)
-    try:
-        return Trainer(recipe, engine, source, layout.checkpoints, events, telemetry, stop).run()
-    finally:
-        events.close()
-        engine.close()
+    with StopSignal.listening() as stop:
+        pool = load_backgrounds(recipe)
+        targets, cache = _targets(recipe, manifest, pool)
+        source = _loader(recipe, manifest, pool, cache, world)
+        found = checkpoint.latest(layout.checkpoints)
+        restored = checkpoint.load(found) if found is not None else None
+        engine = Engine(DpalTask(recipe, targets), recipe.train, world, restored)
+        events = EventLog(layout.events, enabled=world.rank == 0)
+        _write_start(events, engine, world)
+        telemetry = _telemetry(recipe, world)
+        folder = layout.checkpoints
+        try:
+            return Trainer(recipe, engine, source, folder, events, telemetry, stop).run()
+        finally:
+            events.close()
+            engine.close()
 
 
 def _targets(

@@ -1,6 +1,9 @@
 """Turn SIGTERM, SIGINT and SIGUSR1 into a flag that the training loop reads between two steps."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -15,11 +18,25 @@ class StopSignal:
     def __init__(self) -> None:
         self.received = 0
 
-    def install(self) -> "StopSignal":
-        """Handle the stop signals in this process (main thread only) and return self."""
-        for number in self.SIGNALS:
-            signal.signal(number, self._handle)
-        return self
+    @classmethod
+    @contextmanager
+    def listening(cls) -> Iterator["StopSignal"]:
+        """Handle the stop signals inside a `with` block; the former handlers return after it.
+
+        Outside the main thread no signal can be handled; the flag then never rises.
+        """
+        stop = cls()
+        if threading.current_thread() is not threading.main_thread():
+            yield stop
+            return
+        before = {number: signal.getsignal(number) for number in cls.SIGNALS}
+        for number in cls.SIGNALS:
+            signal.signal(number, stop._handle)
+        try:
+            yield stop
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self.received != 0
