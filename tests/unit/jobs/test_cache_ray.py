@@ -7,7 +7,7 @@ import pytest
 
 from dpal.base.errors import DataError, StopRequested
 from dpal.base.signals import StopSignal
-from jobs.cache_ray import _result, _stop_signal, _wait
+from jobs.cache_ray import _result, _wait
 
 
 def answering(error: Exception) -> SimpleNamespace:
@@ -37,7 +37,7 @@ def test_a_call_that_is_done_counts_before_a_stop_request() -> None:
 
 def test_signal_handlers_are_given_back() -> None:
     before = [signal.getsignal(number) for number in StopSignal.SIGNALS]
-    with _stop_signal() as stop:
+    with StopSignal.listening() as stop:
         assert not stop
         signal.raise_signal(signal.SIGTERM)
         assert stop
