@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
+from dpal.base.config import explain, load_recipe, parse_yaml, validate
 from dpal.base.errors import EXIT_BUG, EXIT_DONE, ConfigError, DpalError, StorageError
-from dpal.base.recipe import Recipe, Storage, explain, load_recipe, parse_yaml, validate
+from dpal.base.recipe import Recipe, Storage
 
 Handler = Callable[[argparse.Namespace], int]
 

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dpal import export
+from dpal.base.config import load_recipe
 from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import Recipe, load_recipe
+from dpal.base.recipe import Recipe
 from dpal.base.recipe import Student as StudentSpec
 from dpal.checkpoint import Checkpoint, latest
 from dpal.model.student import SHAPES, FrozenStudent, Student, build_student, set_heads

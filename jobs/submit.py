@@ -5,8 +5,8 @@ from pathlib import Path
 
 from cluster.launcher import JobStatus, launcher, launcher_of
 from cluster.spec import STAGES, Stage, job_spec
+from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError
-from dpal.base.recipe import load_recipe
 
 
 def submit(

@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data_tools.synthetic import draw_person
-from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.base.config import resolve_recipe
+from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from jobs import build_shards
 from jobs.cache_worker import ShardWorker

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.slurm import SlurmLauncher
 from cluster.spec import JobSpec, job_spec
-from dpal.base.recipe import load_recipe
+from dpal.base.config import load_recipe
 from jobs import submit as verbs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]

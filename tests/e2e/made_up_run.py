@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dpal.base.config import resolve_recipe
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.base.recipe import Recipe
 from dpal.visualize import feature_maps, heat_overlay, mosaic
 from jobs.preview_index import Preview, PreviewIndex, write_index
 

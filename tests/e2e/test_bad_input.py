@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.base.config import resolve_recipe
+from dpal.base.recipe import Recipe
 
 from command import call, checked, files
 from seaweed import KEY, S3Server, kill_s3, start_s3

@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data_tools.storage import LocalStore
-from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.base.config import resolve_recipe
+from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from jobs import build_shards, cache_features
 from jobs.cache_worker import ShardWorker
@@ -26,7 +27,7 @@ NUM_IMAGES, PER_SHARD = 72, 12  # six shards of about a second each
 PATIENCE_S = 240
 DRIVER = """
 import sys
-from dpal.base.recipe import load_recipe
+from dpal.base.config import load_recipe
 from jobs.cache_features import run
 print(run(load_recipe(sys.argv[1])).detail)
 """

@@ -14,8 +14,8 @@ import yaml
 
 from cluster.kubernetes import KubernetesLauncher
 from cluster.spec import JobSpec, job_spec
+from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError
-from dpal.base.recipe import load_recipe
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "jobs" / "recipes" / "demo.yaml"

@@ -11,8 +11,8 @@ import pytest
 
 from cluster.local import LocalLauncher
 from cluster.spec import JobSpec, job_spec
+from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError
-from dpal.base.recipe import load_recipe
 from jobs import submit as verbs
 
 RECIPE = Path(__file__).parents[3] / "jobs" / "recipes" / "demo.yaml"

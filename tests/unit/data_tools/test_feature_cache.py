@@ -18,8 +18,9 @@ from data_tools.feature_cache import (
 from data_tools.manifest import Manifest, ShardRef, keys_digest
 from data_tools.storage import LocalStore
 from data_tools.target_tar import TargetShard, TargetTarBuilder
+from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
-from dpal.base.recipe import Views, resolve_recipe
+from dpal.base.recipe import Views
 from dpal.calibration import fit_header
 from dpal.record import spec_numbers
 from dpal.targets import TargetDefinition, TargetHeader, encode_batch

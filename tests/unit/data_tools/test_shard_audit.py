@@ -13,8 +13,9 @@ from data_tools.backgrounds import LONG_SIDE, load_backgrounds
 from data_tools.manifest import Manifest, load_manifest
 from data_tools.shard import read_shard
 from data_tools.storage import LocalStore, ObjectStore, open_store
+from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
-from dpal.base.recipe import Recipe, Storage, resolve_recipe
+from dpal.base.recipe import Recipe, Storage
 from jobs.audit import run_audit
 from jobs.build_shards import build_shards, run
 

@@ -15,8 +15,9 @@ from data_tools.decode import decode_rgb
 from data_tools.feature_cache import series_of
 from data_tools.shard import read_shard
 from data_tools.storage import LocalStore
+from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError, DataError
-from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from dpal.record import spec_of
 from dpal.targets import decode_batch

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import Recipe, resolve_recipe
+from dpal.base.recipe import Recipe
 from dpal.checkpoint import commit, latest
 from dpal.engine import EngineState
 from dpal.export import ARCHITECTURES, write_timm

@@ -1,0 +1,171 @@
+"""Reading recipes: YAML files and `key=value` overrides in, a `Recipe` or one sentence out.
+
+Refused is what is unknown, of the wrong type, out of range, or without effect; the sentence names
+the key, the value, what is accepted, and the nearest valid name.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dpal.base.errors import ConfigError
+from dpal.base.recipe import Cache, Data, Recipe
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: `1e-3` is a number, `on` and `yes` are words."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rx) for tag, rx in resolvers if not tag.endswith((":bool", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML `text`; `source` names it in the error. Raises ConfigError."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not valid YAML") from None
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides such as `train.lr=1e-3`.
+
+    Raises:
+        ConfigError: with the key, the value, what is accepted, and the nearest valid name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"recipe {str(path)!r} does not exist")
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise ConfigError(f"recipe {str(path)!r} is not a text file") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe {str(path)!r} is empty or not a mapping of sections")
+    for override in overrides:
+        _apply_override(values, override)
+    return resolve_recipe(values)
+
+
+def resolve_recipe(values: dict[str, Any]) -> Recipe:
+    """Validate a mapping as a recipe and fill `{run}` in its paths. Raises ConfigError."""
+    if isinstance(values.get("name"), str):
+        run = str(Path(str(values.get("output", "runs"))) / values["name"])
+        values = _fill(_with_path_defaults(values), run)
+    return validate(Recipe, values)
+
+
+def validate(model: type[Model], values: dict[str, Any], section: str = "") -> Model:
+    """`values` as a recipe or as one of its sections. Raises ConfigError."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, section)) from None
+
+
+def explain(key: str) -> str:
+    """What a recipe key means, its type and default. Raises ConfigError for an unknown key."""
+    model: type[BaseModel] = Recipe
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        fields: dict[str, Any] = {}
+        for candidate in _variants(model):
+            fields.update(candidate.model_fields)
+        if part not in fields:
+            raise ConfigError(f"no recipe key {key!r}{_nearest(part, fields, parts[:depth])}")
+        field = fields[part]
+        if depth == len(parts) - 1:
+            default = "required" if field.is_required() else f"default {field.default!r}"
+            text = field.description or (field.annotation.__doc__ or "").strip()
+            return f"{key}: {text} ({default})"
+        model = field.annotation
+    raise AssertionError("unreachable")
+
+
+def _variants(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for arg in get_args(annotation) for model in _variants(arg)]
+
+
+def _with_path_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    filled = dict(values)
+    for section, key, model in (("data", "shards", Data), ("cache", "url", Cache)):
+        current = filled.get(section, {})
+        if isinstance(current, dict):
+            filled[section] = {key: model.model_fields[key].default, **current}
+    return filled
+
+
+def _fill(value: Any, run: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{run}", run)
+    if isinstance(value, dict):
+        return {key: _fill(item, run) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, run) for item in value]
+    return value
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, raw = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {parent!r} is not a section")
+    # Nothing behind the equals sign is the empty word, not YAML's null: `teacher.weights=`.
+    node[last] = parse_yaml(raw, f"override {override!r}") if raw else ""
+
+
+def _nearest(name: str, valid: Any, parents: list[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    if close:
+        return f"; the nearest valid name is {'.'.join([*parents, close[0]])!r}"
+    return f"; valid names are {', '.join(sorted(valid))}"
+
+
+def _sentence(error: ValidationError, section: str = "") -> str:
+    first = error.errors()[0]
+    tags = {"taught", "timm", "onnx"}
+    parts = [*filter(None, [section]), *(str(part) for part in first["loc"])]
+    parts = [part for i, part in enumerate(parts) if not (part in tags and i == 1)]
+    key = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        model: Any = Recipe
+        fields: dict[str, Any] = dict(Recipe.model_fields)
+        for part in parts[:-1]:
+            if part not in fields:
+                continue  # an index into a list of sections
+            model = fields[part].annotation
+            fields = {}
+            for variant in _variants(model):
+                fields.update(variant.model_fields)
+        return f"unknown recipe key {key!r}{_nearest(parts[-1], fields, parts[:-1])}"
+    if first["type"] == "missing":
+        return f"recipe key {key!r} is required"
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    shown = first["input"] if isinstance(first["input"], str | int | float | bool) else ""
+    return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
