@@ -8,6 +8,7 @@ Legend: B samples, C local crops, D teacher width, K = 3 patterns.
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from dpal import objective
 from dpal.augment import add_noise
 from dpal.base.recipe import PATCH, Loss, Recipe
 from dpal.batch import TrainBatch
+from dpal.model.attention import suit_attention
 from dpal.model.decoder import Decoded, DynamicPatternDecoder, Pattern
 from dpal.model.student import build_student, normalise_planes, planes_of
 from dpal.model.tokens import FrozenBackbone, Tokens
@@ -116,26 +118,35 @@ class DpalTask(nn.Module):
     def _decode(
         self, batch: TrainBatch, device: torch.device
     ) -> tuple[list[Decoded], list[Pattern]]:
-        base, composite, *crops = self._views(batch, device)
+        """Decoded tokens and pattern of each call: base, crops, base's patches, composite.
+
+        What has the same shape goes through the student, and through the decoder, at once.
+        """
+        suit_attention(self.student, device)
+        base, composite, crops = self._views(batch, device)
         seen = self.student(base)
         whole = torch.cat(self._with_cls(self.student(composite)), dim=1)
-        calls: list[tuple[Tensor, Pattern]] = [
-            (seen.cls.unsqueeze(1), Pattern.IDENTITY),
-            *((self.student(crop).cls.unsqueeze(1), Pattern.IDENTITY) for crop in crops),
-            (seen.patches, Pattern.SHAPE),
-            (whole, Pattern.RELATION),
-        ]
-        return [self.decoder(tokens) for tokens, _ in calls], [pattern for _, pattern in calls]
+        vectors = torch.cat([seen.cls, self.student(crops).cls])  # [(1 + C) B, d]
+        identities = _split(self.decoder(vectors.unsqueeze(1)), 1 + batch.crops.shape[1])
+        others = [self.decoder(seen.patches), self.decoder(whole)]
+        patterns = [Pattern.IDENTITY] * len(identities) + [Pattern.SHAPE, Pattern.RELATION]
+        return identities + others, patterns
 
     def _views(self, batch: TrainBatch, device: torch.device) -> list[Tensor]:
-        """Noisy, normalised pixels of base view, composite and each crop: float [B, 3, h, w]."""
-        crops = [batch.crops[:, i] for i in range(batch.crops.shape[1])]
-        noise = torch.from_numpy(batch.photometric).to(device)  # [B, V, 6]
-        views = []
-        for i, pixels in enumerate((batch.base, batch.composite, *crops)):
-            planes = planes_of(torch.from_numpy(pixels).to(device))
-            views.append(normalise_planes(add_noise(planes, noise[:, i]), self.shrink))
-        return views
+        """Noisy, normalised pixels: float [B, 3, h, w] of base views, then of composites.
+
+        Last, all crops: first crop 0 of every sample, then crop 1 ... [C B, 3, h, w].
+        """
+        crops = np.swapaxes(batch.crops, 0, 1).reshape(-1, *batch.crops.shape[2:])
+        noise = batch.photometric  # [B, V, 6]
+        crop_noise = np.swapaxes(noise[:, 2:], 0, 1).reshape(-1, noise.shape[2])
+        views = ((batch.base, noise[:, 0]), (batch.composite, noise[:, 1]), (crops, crop_noise))
+        return [self._pixels(pixels, rows, device) for pixels, rows in views]
+
+    def _pixels(self, pixels: np.ndarray, noise: np.ndarray, device: torch.device) -> Tensor:
+        planes = planes_of(torch.from_numpy(pixels).to(device))
+        noisy = add_noise(planes, torch.from_numpy(noise).to(device))
+        return normalise_planes(noisy, self.shrink)
 
     def _mask(self, patches: Tensor) -> Tensor:
         if self.weights.shape_mask == "none":
@@ -175,6 +186,11 @@ class DpalTask(nn.Module):
     @staticmethod
     def _with_cls(tokens: Tokens) -> tuple[Tensor, Tensor]:
         return tokens.cls.unsqueeze(1), tokens.patches
+
+
+def _split(decoded: Decoded, calls: int) -> list[Decoded]:
+    """Undo a concatenation of equally large calls."""
+    return [Decoded(*parts) for parts in zip(*(t.chunk(calls) for t in decoded), strict=True)]
 
 
 def routing(logits: list[Tensor], patterns: list[Pattern]) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpal.base.recipe import Decoder as DecoderSpec
+from dpal.model.attention import attend
+from dpal.model.mixing import MixingNorm
 
 
 class Pattern(IntEnum):
@@ -59,7 +61,7 @@ class Attention(nn.Module):
         """Attend: [B, M, d]."""
         q = self._split(self.q(queries))  # [B, heads, M, d / heads]
         k, v = (self._split(part) for part in self.kv(context).chunk(2, dim=-1))
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend(q, k, v)
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ class DynamicPatternDecoder(nn.Module):
         self.pattern_attention = Attention(width, heads=16)
         self.generator_norm = nn.LayerNorm(width)
         self.generator = nn.Linear(width, width * teacher_width)
-        self.expert_norm = nn.LayerNorm(width * teacher_width)
+        self.expert_norm = MixingNorm(width * teacher_width)
         self.output_norm = nn.LayerNorm(teacher_width)
         self._initialise(spec)
 
@@ -118,13 +120,14 @@ class DynamicPatternDecoder(nn.Module):
         return self.router(self.router_attention(query, encoded)).squeeze(1)
 
     def _experts(self, tokens: Tensor) -> Tensor:
+        """Raw rows of the three experts [B, K, d * D]; `expert_norm` makes experts of them."""
         queries = self.pattern_queries.expand(tokens.shape[0], -1, -1)  # [B, K, d]
         queries = queries + self.query_attention(queries, queries)
         queries = queries + self.pattern_attention(self.query_norm(queries), tokens)
-        return self.expert_norm(F.gelu(self.generator(self.generator_norm(queries))))
+        return self.generator(self.generator_norm(queries))
 
     def _mix(self, experts: Tensor, probabilities: Tensor) -> Tensor:
-        mixed = torch.einsum("bk,bkm->bm", probabilities, experts) / EXPERT_DIVISOR
+        mixed = self.expert_norm(experts, probabilities / EXPERT_DIVISOR)  # [B, d * D]
         return mixed.unflatten(1, (self.width, self.teacher_width))
 
     def _initialise(self, spec: DecoderSpec) -> None:
