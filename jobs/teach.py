@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from data_tools.synthetic import ATTRIBUTES, PARTS, dataset_rule, write_dataset
@@ -197,10 +197,22 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def _publish(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    data = save({name: value.contiguous() for name, value in tensors.items()}, metadata)
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, aside, metadata)
+        aside.write_bytes(_ordered(data))
         os.replace(aside, path)
-    except SafetensorError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted.
+
+    The library writes metadata in a random order, and the file's hash names the target cache.
+    """
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]

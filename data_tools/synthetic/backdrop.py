@@ -20,7 +20,7 @@ def paint_backdrop(rng: np.random.Generator, size: tuple[int, int], kind: str) -
         _clutter(rng, draw, size, horizon)
     image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.6, 1.8)) * height / 160))
     pixels = np.asarray(image, np.float32)
-    grain = rng.normal(1, 0.06, (height // 8 + 2, width // 8 + 2)).astype(np.float32)
+    grain = rng.normal(1, 0.04, (height // 8 + 2, width // 8 + 2)).astype(np.float32)
     soft = Image.fromarray(grain).resize((width, height), Image.Resampling.BICUBIC)
     fall = np.linspace(rng.uniform(0.9, 1.15), rng.uniform(0.8, 1.1), height, dtype=np.float32)
     pixels = pixels * np.asarray(soft)[..., None] * fall[:, None, None]

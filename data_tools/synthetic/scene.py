@@ -151,7 +151,11 @@ def _occlude(
             inside = y + 0.025 * bumps > float(rng.uniform(0.74, 0.88))
         mask = Image.fromarray(inside.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(0.5))
         alpha = np.asarray(mask, np.float32)[..., None] / 255
-        base = rng.uniform(50, 170, 3) if kind < 3 else rng.uniform((40, 70, 30), (80, 120, 60))
+        base = (
+            rng.uniform(50, 150) + rng.uniform(0, 45, 3)
+            if kind < 3
+            else rng.uniform((40, 70, 30), (80, 120, 60))
+        )
         grain = 1 + 0.12 * rng.standard_normal((height // 2 + 1, width // 2 + 1))
         grain = np.repeat(np.repeat(grain, 2, 0), 2, 1)[:height, :width, None].astype(np.float32)
         shade = 1.05 - 0.25 * y[..., None]
