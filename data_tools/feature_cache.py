@@ -24,6 +24,7 @@ from data_tools.storage import LocalStore, ObjectStore, open_store
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe, Views
+from dpal.base.telemetry import Telemetry
 from dpal.record import Kind, RecordLayout
 from dpal.targets import TargetDefinition, TargetHeader
 
@@ -209,19 +210,23 @@ class TargetCache:
         return map_file(copy, where)
 
 
-def open_cache_store(recipe: Recipe, definition: TargetDefinition) -> ObjectStore:
+def open_cache_store(
+    recipe: Recipe, definition: TargetDefinition, telemetry: Telemetry | None = None
+) -> ObjectStore:
     """The store of the folder that `definition` addresses, published or not."""
     url = f"{recipe.cache.url.rstrip('/')}/targets-{definition.digest}"
-    return open_store(url, recipe.storage)
+    return open_store(url, recipe.storage, telemetry=telemetry)
 
 
-def open_cache(recipe: Recipe, definition: TargetDefinition) -> TargetCache:
+def open_cache(
+    recipe: Recipe, definition: TargetDefinition, telemetry: Telemetry | None = None
+) -> TargetCache:
     """The cache that a recipe asks for.
 
     Raises:
         DataError: when it is not there; names what the caches beside it differ in.
     """
-    store = open_cache_store(recipe, definition)
+    store = open_cache_store(recipe, definition, telemetry)
     if store.exists(HEADER):
         return TargetCache.open(store, definition)
     beside = open_store(recipe.cache.url, recipe.storage)

@@ -24,6 +24,7 @@ from data_tools.order import WINDOW_SHARDS, Order, Place
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import ObjectStore
 from data_tools.target_tar import TargetShard
+from dpal.base.telemetry import Telemetry
 from dpal.batch import TrainBatch
 from dpal.record import stored_spec
 from dpal.views import CompositeSpec, ViewPlan, ViewSpec, render, render_composite
@@ -65,6 +66,7 @@ class Loader:
         threads: decoding threads.
         prefetch: micro-batches prepared ahead.
         cache_dir: local folder for shards fetched from remote storage.
+        telemetry: told of images that only the slow decoder reads.
     """
 
     def __init__(
@@ -80,12 +82,13 @@ class Loader:
         threads: int,
         prefetch: int,
         cache_dir: Path,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.num_samples = manifest.num_samples
         self._order = Order(plan.seed, tuple(ref.num_samples for ref in manifest.shards))
         self._plan, self._backgrounds, self._part = plan, backgrounds, part
         self._cached, self._max_pixels = cache is not None, max_pixels
-        self._threads, self._prefetch = threads, prefetch
+        self._threads, self._prefetch, self._telemetry = threads, prefetch, telemetry
         refs = manifest.shards
         self._shards: _Recent[int, Shard] = _Recent(
             2 * WINDOW_SHARDS, lambda i: read_shard(store, refs[i], cache_dir)
@@ -175,7 +178,8 @@ class Loader:
         """Key, pixels, specs and target records of one sample; cached specs come from storage."""
         shard = self._shards.get(place.shard)
         key, plan = shard.keys[place.row], self._plan
-        image = decode_rgb(shard.image_bytes(place.row), self._max_pixels)
+        data = shard.image_bytes(place.row)
+        image = decode_rgb(data, self._max_pixels, telemetry=self._telemetry)
         view, composite = plan.view_index(key, place.epoch), plan.composite_index(key, place.epoch)
         if not self._cached:
             base_spec = plan.base(key, view, _size(image))

@@ -5,6 +5,7 @@ from data_tools.feature_cache import TargetCache, open_cache
 from data_tools.manifest import Manifest
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import PATCH, Recipe
+from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
 from dpal.targets import TargetDefinition
 from dpal.views import ViewPlan
@@ -45,8 +46,13 @@ def definition_of(recipe: Recipe, manifest: Manifest, pool: BackgroundPool) -> T
     )
 
 
-def cache_of(recipe: Recipe, manifest: Manifest, pool: BackgroundPool) -> TargetCache:
+def cache_of(
+    recipe: Recipe,
+    manifest: Manifest,
+    pool: BackgroundPool,
+    telemetry: Telemetry | None = None,
+) -> TargetCache:
     """The recipe's complete cache, for training. Raises DataError when it is not complete."""
-    cache = open_cache(recipe, definition_of(recipe, manifest, pool))
+    cache = open_cache(recipe, definition_of(recipe, manifest, pool), telemetry)
     cache.require_complete(manifest)
     return cache

@@ -20,7 +20,13 @@ from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from dpal.base.telemetry import MemoryTelemetry, PrometheusTelemetry, Telemetry
+from dpal.base.telemetry import (
+    DECODE_FALLBACK,
+    STORAGE_RETRIES,
+    MemoryTelemetry,
+    PrometheusTelemetry,
+    Telemetry,
+)
 from dpal.engine import Engine, World
 from dpal.task import CachedTargets, DpalTask, OnlineTargets, TargetSource
 from dpal.trainer import EventLog, Schedule, Trainer
@@ -62,15 +68,15 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     """What one rank does; True when the schedule is done."""
     layout = RunLayout(recipe.run_dir)
     with StopSignal.listening() as stop:
+        telemetry = _telemetry(recipe, world)
         pool = load_backgrounds(recipe)
-        targets, cache = _targets(recipe, manifest, pool)
-        source = _loader(recipe, manifest, pool, cache, world)
+        targets, cache = _targets(recipe, manifest, pool, telemetry)
+        source = _loader(recipe, manifest, pool, cache, world, telemetry)
         found = checkpoint.latest(layout.checkpoints)
         restored = checkpoint.load(found) if found is not None else None
         engine = Engine(DpalTask(recipe, targets), recipe.train, world, restored)
         events = EventLog(layout.events, enabled=world.rank == 0)
         _write_start(events, engine, world)
-        telemetry = _telemetry(recipe, world)
         folder = layout.checkpoints
         try:
             return Trainer(recipe, engine, source, folder, events, telemetry, stop).run()
@@ -80,11 +86,11 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
 
 
 def _targets(
-    recipe: Recipe, manifest: Manifest, pool: BackgroundPool
+    recipe: Recipe, manifest: Manifest, pool: BackgroundPool, telemetry: Telemetry
 ) -> tuple[TargetSource, TargetCache | None]:
     """Teacher targets: from the finished cache, or from the teacher itself."""
     if recipe.train.targets == "cached":
-        cache = cache_of(recipe, manifest, pool)
+        cache = cache_of(recipe, manifest, pool, telemetry)
         return CachedTargets(cache.header), cache
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return OnlineTargets(teacher_of(recipe).to(device), calibrate(recipe)), None
@@ -96,10 +102,11 @@ def _loader(
     pool: BackgroundPool,
     cache: TargetCache | None,
     world: World,
+    telemetry: Telemetry,
 ) -> Loader:
     spec = recipe.train
     return Loader(
-        open_store(recipe.data.shards, recipe.storage),
+        open_store(recipe.data.shards, recipe.storage, telemetry=telemetry),
         manifest,
         ViewPlan(recipe.seed, recipe.views),
         pool,
@@ -109,13 +116,24 @@ def _loader(
         threads=spec.loader_threads,
         prefetch=spec.prefetch,
         cache_dir=recipe.run_dir / "shard-cache",
+        telemetry=telemetry,
     )
 
 
 def _telemetry(recipe: Recipe, world: World) -> Telemetry:
-    if recipe.train.metrics_port and world.rank == 0:
-        return PrometheusTelemetry(recipe.train.metrics_port, recipe.name)
-    return MemoryTelemetry()
+    """Where this rank's numbers go. Raises ConfigError when the metrics port is taken."""
+    port = recipe.train.metrics_port
+    if not port or world.rank != 0:
+        return MemoryTelemetry()
+    try:
+        telemetry = PrometheusTelemetry(port, recipe.name)
+    except OSError as error:
+        raise ConfigError(
+            f"train.metrics_port={port}: {error.strerror or error}; accepted is a free port, or 0"
+        ) from None
+    for counter in (STORAGE_RETRIES, DECODE_FALLBACK):
+        telemetry.report(counter, 0)  # a series from the start: what is absent cannot be watched
+    return telemetry
 
 
 def _write_start(events: EventLog, engine: Engine, world: World) -> None:

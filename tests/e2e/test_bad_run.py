@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,18 @@ def test_a_batch_that_the_processes_cannot_share(
     assert answer.code == 2
     assert "train.global_batch=8" in answer.sentence
     assert "3 processes" in answer.sentence
+    assert files(tmp_path) == saved_recipe(tmp_path)
+
+
+def test_a_metrics_port_that_is_taken(
+    world: tuple[Recipe, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    _recipe, path = world
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        answer = call(capsys, "train", path, f"output={tmp_path}", f"train.metrics_port={port}")
+    assert answer.code == 2
+    assert f"train.metrics_port={port}: Address already in use" in answer.sentence
     assert files(tmp_path) == saved_recipe(tmp_path)
 
 
