@@ -8,16 +8,22 @@ therefore be resumed at another world size or ZeRO stage.
 import logging
 import os
 import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dpal.base.errors import DpalError
 from dpal.base.recipe import Train
 from dpal.optim import build_optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+# What gloo and NCCL say when the other end of a collective is gone.
+_LOST = ("by peer", "remote process exited", "Connection refused", "Broken pipe")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,23 @@ class World:
             size=int(os.environ.get("WORLD_SIZE", "1")),
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         )
+
+
+@contextmanager
+def lost_peers_told(world: World) -> Iterator[None]:
+    """Turn the failure of a collective after another rank's death into one sentence.
+
+    Raises:
+        DpalError: with exit code 1, which a scheduler tries again; the cause is the other rank's.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world.size == 1 or not any(words in str(error) for words in _LOST):
+            raise
+        raise DpalError(
+            f"rank {world.rank} lost another rank in the middle of a step; that rank tells why"
+        ) from None
 
 
 class Engine:
@@ -108,11 +131,6 @@ class Engine:
             values = values.to(self.device)
             torch.distributed.all_reduce(values)
         return values / self.world.size
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world.size > 1:
-            torch.distributed.barrier()
 
     def state(self) -> EngineState:
         """The whole state, gathered from all ranks (every rank must call it)."""
@@ -218,6 +236,8 @@ def _import_deepspeed() -> Any:
     # The shared-memory all-reduce is compiled at start-up (about a minute) and saves little.
     __compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that PyTorch has renamed; a user cannot mend that.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     return deepspeed
 
 

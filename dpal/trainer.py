@@ -111,11 +111,11 @@ class Trainer:
 
     def run(self) -> bool:
         """Train; True when the schedule is done, False when stopped with a committed checkpoint."""
-        total = self.schedule.total
-        batches = self.source.batches(self.engine.steps_done)
+        total, begin = self.schedule.total, self.engine.steps_done
+        batches, silent = self.source.batches(begin), self.engine.world.rank != 0
         self.telemetry.report(metrics.TRAIN_STEPS, total)
         try:
-            with Progress("train", total, "step", initial=self.engine.steps_done) as progress:
+            with Progress("train", total, "step", initial=begin, silent=silent) as progress:
                 while self.engine.steps_done < total:
                     row = self._step(batches)
                     progress.advance(note=f"loss {row['loss']:.4f}")
@@ -197,11 +197,17 @@ class Trainer:
         if self._committed_step == self.engine.steps_done:
             return
         begin = time.monotonic()
-        state = self.engine.state()
+        state, error = self.engine.state(), None
         if self.engine.world.rank == 0:
             keep = self.recipe.train.keep_checkpoints
-            checkpoint.commit(self.folder, state, self.recipe.science(), keep)
-        self.engine.barrier()
+            try:
+                checkpoint.commit(self.folder, state, self.recipe.science(), keep)
+            except StorageError as caught:
+                error = caught
+        # All ranks wait for the first one here, and learn whether it failed.
+        failed = self.engine.reduce(torch.tensor([float(error is not None)]))
+        if failed.item() > 0:
+            raise error or StorageError("rank 0 could not write the checkpoint; it says why")
         self._committed_step = self.engine.steps_done
         seconds = time.monotonic() - begin
         self.events.write("checkpoint", self.engine.steps_done, seconds=seconds)

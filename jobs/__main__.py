@@ -84,7 +84,7 @@ def _stage(module: str) -> Handler:
         from importlib import import_module
 
         outcome = import_module(module).run(recipe)
-        if not isinstance(outcome, list):
+        if not isinstance(outcome, list) and os.environ.get("RANK", "0") == "0":
             print(f"{'skipped' if outcome.skipped else 'done'}: {outcome.detail}")
         return EXIT_DONE
 

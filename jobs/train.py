@@ -27,7 +27,7 @@ from dpal.base.telemetry import (
     PrometheusTelemetry,
     Telemetry,
 )
-from dpal.engine import Engine, World
+from dpal.engine import Engine, World, lost_peers_told
 from dpal.task import CachedTargets, DpalTask, OnlineTargets, TargetSource
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
@@ -67,7 +67,7 @@ def run(recipe: Recipe) -> StageResult:
 def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     """What one rank does; True when the schedule is done."""
     layout = RunLayout(recipe.run_dir)
-    with StopSignal.listening() as stop:
+    with StopSignal.listening() as stop, lost_peers_told(world):
         telemetry = _telemetry(recipe, world)
         pool = load_backgrounds(recipe)
         targets, cache = _targets(recipe, manifest, pool, telemetry)

@@ -45,8 +45,13 @@ def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Answer:
     return checked(str(words[0]), code, told.out, told.err)
 
 
-def spawn(*words: str | Path, env: dict[str, str] | None = None, timeout: float = 300) -> Answer:
-    """Run the command in a process of its own."""
+def spawn(
+    *words: str | Path,
+    env: dict[str, str] | None = None,
+    timeout: float = 300,
+    sentences: int = 1,
+) -> Answer:
+    """Run the command in a process of its own; several ranks may tell a sentence each."""
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *map(str, words)],
         capture_output=True,
@@ -55,7 +60,7 @@ def spawn(*words: str | Path, env: dict[str, str] | None = None, timeout: float 
         env=env,
         timeout=timeout,
     )
-    return checked(str(words[0]), done.returncode, done.stdout, done.stderr)
+    return checked(str(words[0]), done.returncode, done.stdout, done.stderr, sentences)
 
 
 def files(*folders: Path) -> set[str]:
@@ -63,7 +68,7 @@ def files(*folders: Path) -> set[str]:
     return {str(path) for folder in folders for path in folder.rglob("*") if not path.is_dir()}
 
 
-def checked(verb: str, code: int, out: str, err: str) -> Answer:
+def checked(verb: str, code: int, out: str, err: str, sentences: int = 1) -> Answer:
     """Assert that a failure is told in one line on stderr, beside lines of progress only."""
     lines = [line for line in err.splitlines() if not PROGRESS.match(line)]
     start = f"dpal {verb}: "
@@ -71,6 +76,6 @@ def checked(verb: str, code: int, out: str, err: str) -> Answer:
         assert not any(line.startswith(start) for line in lines), err
         return Answer(code, "", out + err)
     assert "Traceback" not in out + err, err
-    assert len(lines) == 1, err
-    assert lines[0].startswith(start), err
+    assert len(lines) == sentences, err
+    assert all(line.startswith(start) for line in lines), err
     return Answer(code, lines[0].removeprefix(start), out + err)

@@ -16,6 +16,7 @@ class Progress:
         total: number of units.
         unit: name of one unit ("shard", "step").
         initial: units that were done before this process started.
+        silent: show nothing, in a process whose like is shown already (any rank but 0).
     """
 
     PLAIN_SECONDS = 10.0
@@ -27,6 +28,7 @@ class Progress:
         unit: str,
         *,
         initial: int = 0,
+        silent: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -34,8 +36,8 @@ class Progress:
         self._initial, self._clock = initial, clock
         self._stream = stream or sys.stderr
         self._start = self._last_line = clock()
-        self._bar = None
-        if self._stream.isatty():
+        self._bar, self._silent = None, silent
+        if self._stream.isatty() and not silent:
             self._bar = tqdm(
                 total=total,
                 initial=initial,
@@ -66,6 +68,8 @@ class Progress:
 
     def _line(self, note: str) -> None:
         self._last_line = self._clock()
+        if self._silent:
+            return
         elapsed = max(self._last_line - self._start, 1e-9)
         rate = (self.done - self._initial) / elapsed
         eta = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else "no estimate yet"

@@ -4,10 +4,14 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,7 +25,7 @@ from dpal.engine import EngineState
 from jobs import cache_features
 from jobs.cache_worker import ShardWorker
 
-from command import call, files, spawn
+from command import call, checked, files, spawn
 from tiny import fill_cache, tiny_recipe, write_recipe, write_teacher
 
 Capture = pytest.CaptureFixture[str]
@@ -320,15 +324,43 @@ def test_a_disk_that_is_full_before_the_first_step(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_disk_that_is_too_small_for_a_checkpoint(
-    world: tuple[Recipe, Path], small_disk: Path
+    processes: int, world: tuple[Recipe, Path], small_disk: Path
 ) -> None:
     _recipe, path = world
-    answer = spawn("train", path, f"output={small_disk}")
+    ranks = [f"train.processes={processes}", "train.micro_batch=4", "train.zero_stage=1"]
+    answer = spawn("train", path, f"output={small_disk}", *ranks, sentences=2 * processes - 1)
     assert answer.code == 4
     checkpoints = RunLayout(small_disk / "tiny").checkpoints
-    assert f"checkpoint {checkpoints / 'step-00000002'} could not be written" in answer.sentence
+    told = f"checkpoint {checkpoints / 'step-00000002'} could not be written: the disk is full"
+    assert answer.printed.count(told) == 1
     assert files(checkpoints) == set()
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_no_bug_of_the_others(world: tuple[Recipe, Path], tmp_path: Path) -> None:
+    _recipe, path = world
+    words = [f"output={tmp_path}", "train.processes=2", "train.micro_batch=4"]
+    command = [sys.executable, "-m", "jobs", "train", str(path), *words, "train.duration=500 steps"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    events = RunLayout(tmp_path / "tiny").events
+    try:
+        deadline = time.monotonic() + 240
+        while not events.exists() or '"step": 1,' not in events.read_text():
+            assert time.monotonic() < deadline, "no first step"
+            assert process.poll() is None
+            time.sleep(0.1)
+        ranks = {
+            int(rank.environ()["RANK"]): rank for rank in psutil.Process(process.pid).children()
+        }
+        ranks[1].kill()
+        _out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    answer = checked("train", process.returncode, "", err, sentences=2)
+    assert answer.code == 1
+    assert "rank 0 lost another rank in the middle of a step" in answer.printed
 
 
 def online(folder: Path) -> list[str]:
