@@ -86,7 +86,10 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
 
 
 def _targets(
-    recipe: Recipe, manifest: Manifest, pool: BackgroundPool, telemetry: Telemetry
+    recipe: Recipe,
+    manifest: Manifest,
+    pool: BackgroundPool,
+    telemetry: Telemetry | None = None,
 ) -> tuple[TargetSource, TargetCache | None]:
     """Teacher targets: from the finished cache, or from the teacher itself."""
     if recipe.train.targets == "cached":
@@ -102,7 +105,7 @@ def _loader(
     pool: BackgroundPool,
     cache: TargetCache | None,
     world: World,
-    telemetry: Telemetry,
+    telemetry: Telemetry | None = None,
 ) -> Loader:
     spec = recipe.train
     return Loader(
