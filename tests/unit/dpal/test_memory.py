@@ -1,0 +1,33 @@
+"""Freed memory stays in the process, seen by the page faults of taking it again."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys
+import torch
+from dpal.base.memory import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    print("unsupported"); sys.exit()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)  # 64 MB, taken and freed
+before = faults()
+for _ in range(10):
+    torch.ones(2**24)
+print(faults() - before)
+"""
+
+
+def page_faults(mode: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, mode], capture_output=True, text=True, check=True
+    )
+    if done.stdout.strip() == "unsupported":
+        pytest.skip("the C library is not glibc")
+    return int(done.stdout)
+
+
+def test_a_large_block_taken_again_costs_no_page_faults() -> None:
+    assert page_faults("keep") * 20 < page_faults("default")
