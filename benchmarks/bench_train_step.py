@@ -1,11 +1,12 @@
 """One optimiser step, in parts: where its time goes, and how far it is from the GEMM peak.
 
-    python benchmarks/bench_train_step.py [--device cuda] [--rounds 3]
+    python benchmarks/bench_train_step.py [--device cuda] [--rounds 2] [--all] [--map-memory]
 
 The student is ViT-Ti, the batch 32. Parts are run alone on what the part before hands over, forward
 and backward; together they take about as long as the whole step. Seconds are CPU seconds of one
 core, or wall seconds of an accelerator. "of peak" compares with a square matrix product of the
-same precision, timed in the same rounds.
+same precision, timed in the same rounds. Without --all, float32 is measured at the smallest size
+only. --map-memory leaves freed memory to the C library (see `dpal.base.memory`).
 
 Legend: B samples, N tokens, d student width, D teacher width.
 """
@@ -25,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_tools.backgrounds import load_backgrounds
+from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.model.attention import attend
@@ -129,11 +131,13 @@ def gemm(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], Tensor]
     return lambda: a @ b, 2.0 * side**3
 
 
-def measure(recipe: Recipe, width: int, device: torch.device, rounds: int) -> None:
-    """Print the parts of one step in both precisions."""
+def measure(
+    recipe: Recipe, width: int, device: torch.device, rounds: int, precisions: tuple[str, ...]
+) -> None:
+    """Print the parts of one step in each precision."""
     steps, work = {}, Work()
     batch = made_batch(recipe, header := made_header(recipe, width), load_backgrounds(recipe))
-    for precision in ("fp32", "bf16"):
+    for precision in precisions:
         task = DpalTask(recipe, CachedTargets(header)).to(device)
         train = recipe.train.model_copy(update={"precision": precision})
         step = Step(recipe.model_copy(update={"train": train}), batch, task)
@@ -147,8 +151,9 @@ def measure(recipe: Recipe, width: int, device: torch.device, rounds: int) -> No
     head = ("", "s/step", "images/s", "augment", "student", "D-PaDe", "losses", "update", "of peak")
     print(f"\nViT-Ti, views {recipe.views.height} x {recipe.views.width}, teacher width {width}")
     print(table(head, rows))
-    gain = timings["fp32 whole"].over(timings["bf16 whole"])
-    print(f"fp32 / bf16, whole step: {gain:.2f}")
+    if "fp32" in precisions:
+        gain = timings["fp32 whole"].over(timings["bf16 whole"])
+        print(f"fp32 / bf16, whole step: {gain:.2f}")
 
 
 def _row(precision: str, timings: dict[str, Timing], flops: int, peak: float) -> list[object]:
@@ -214,15 +219,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--all", action="store_true", help="float32 at every size")
+    parser.add_argument("--map-memory", action="store_true", help="do not keep freed memory")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     one_thread()
+    kept = not arguments.map_memory and keep_freed_memory()
+    print(f"freed memory is {'kept' if kept else 'left to the C library'}")
     with tempfile.TemporaryDirectory() as folder:
         for height, width in SIZES:
             place = Path(folder) / f"{height}-{width}"
             place.mkdir()
             recipe = made_recipe(place, height=height, count=2 * BATCH)
-            measure(recipe, width, device, arguments.rounds)
+            both = arguments.all or (height, width) == SIZES[0]
+            precisions = ("fp32", "bf16") if both else ("bf16",)
+            measure(recipe, width, device, arguments.rounds, precisions)
     compare_kernels(device, arguments.rounds)
 
 

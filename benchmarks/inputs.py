@@ -25,6 +25,7 @@ from dpal.record import Kind, spec_numbers
 from dpal.targets import TargetDefinition, TargetHeader, encode_batch
 from dpal.views import ViewPlan
 from jobs import build_shards
+from jobs.cache_worker import ShardWorker
 
 TEACHER = "vit_tiny_patch16_224"
 BATCH = 32
@@ -131,6 +132,14 @@ def made_loader(recipe: Recipe, pool: BackgroundPool, threads: int = 1, **option
         prefetch=options.get("prefetch", 1),
         cache_dir=recipe.run_dir / "shard-cache",
     )
+
+
+def fill_cache(recipe: Recipe) -> None:
+    """Write the recipe's target cache in this process, without Ray."""
+    worker = ShardWorker(recipe)
+    worker.calibrate()
+    for ref in worker.manifest.shards:
+        worker.cache_shard(ref)
 
 
 def one_thread() -> None:
