@@ -20,7 +20,7 @@ from dpal.model.attention import suit_attention
 from dpal.model.decoder import Decoded, DynamicPatternDecoder, Pattern
 from dpal.model.student import build_student, normalise_planes, planes_of
 from dpal.model.tokens import FrozenBackbone, Tokens
-from dpal.targets import TargetHeader, decode_batch, shape_mask
+from dpal.targets import TargetHeader, decode_batch, shape_mask, standardise
 
 TERMS = ("loss", "identity", "shape", "relation", "router", "expert")
 
@@ -111,6 +111,9 @@ class DpalTask(nn.Module):
         device = self.student.cls_token.device
         targets = self._targets[0](batch, device)
         mask = self._mask(targets.base.patches)
+        if self.weights.targets == "standardised":
+            header = self._targets[0].header
+            targets = Targets(*(standardise(tokens, header) for tokens in targets))
         decoded, patterns = self._decode(batch, device)
         with torch.autocast(device.type, enabled=False):
             return self._losses(decoded, patterns, targets, mask, router_weight)

@@ -212,6 +212,11 @@ class Loss(Section):
     router_late: float = Field(0.01, ge=0, description="weight of the router term afterwards")
     router_switch: Duration = Field("20 epochs", description="when router_late takes over")
     expert: float = Field(0.025, ge=0, description="weight of the expert penalty")
+    targets: Literal["raw", "standardised"] = Field(
+        "raw",
+        description="teacher tokens as they are (reference; of a final norm, so of unit scale), or "
+        "standardised per channel with the cache's statistics (teachers of any other scale)",
+    )
     shape_mask: Literal["fixed", "none"] = Field(
         "fixed", description="'fixed': basis of the cache header; 'none': every patch counts 1"
     )
