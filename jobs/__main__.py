@@ -84,7 +84,8 @@ def _stage(module: str) -> Handler:
         from importlib import import_module
 
         outcome = import_module(module).run(recipe)
-        if not isinstance(outcome, list) and os.environ.get("RANK", "0") == "0":
+        told = "DPAL_SPAWNED" in os.environ or os.environ.get("RANK", "0") != "0"
+        if not isinstance(outcome, list) and not told:  # one rank, or the one that spawned it
             print(f"{'skipped' if outcome.skipped else 'done'}: {outcome.detail}")
         return EXIT_DONE
 

@@ -16,13 +16,13 @@ from dpal.base.telemetry import (
     CACHE_IMAGES,
     CACHE_SHARDS,
     CACHE_SHARDS_TOTAL,
-    MemoryTelemetry,
     Telemetry,
 )
 from dpal.targets import TargetHeader
 from jobs.cache_plan import definition_of
 from jobs.cache_ray import cache_shards
 from jobs.cache_worker import ShardWorker
+from jobs.metrics import open_telemetry
 from jobs.stage import StageResult
 
 
@@ -33,7 +33,9 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
         DataError: for missing or damaged shards, or a shard that keeps killing its actor.
         StopRequested: after SIGTERM, SIGINT or SIGUSR1; finished shards stay.
     """
-    telemetry = telemetry or MemoryTelemetry()
+    telemetry = telemetry or open_telemetry(
+        recipe.cache.metrics_port, recipe.name, "cache.metrics_port"
+    )
     manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
     definition = definition_of(recipe, manifest, load_backgrounds(recipe))
     store = open_cache_store(recipe, definition)

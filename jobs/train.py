@@ -20,19 +20,14 @@ from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from dpal.base.telemetry import (
-    DECODE_FALLBACK,
-    STORAGE_RETRIES,
-    MemoryTelemetry,
-    PrometheusTelemetry,
-    Telemetry,
-)
+from dpal.base.telemetry import Telemetry
 from dpal.engine import Engine, World, lost_peers_told
 from dpal.task import CachedTargets, DpalTask, OnlineTargets, TargetSource
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate
 from jobs.cache_plan import cache_of, teacher_of
+from jobs.metrics import open_telemetry
 from jobs.saved_recipe import credentials, save_recipe
 from jobs.stage import StageResult
 
@@ -67,8 +62,12 @@ def run(recipe: Recipe) -> StageResult:
 def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     """What one rank does; True when the schedule is done."""
     layout = RunLayout(recipe.run_dir)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
     with StopSignal.listening() as stop, lost_peers_told(world):
-        telemetry = _telemetry(recipe, world)
+        telemetry = open_telemetry(
+            recipe.train.metrics_port if world.rank == 0 else 0, recipe.name, "train.metrics_port"
+        )
         pool = load_backgrounds(recipe)
         targets, cache = _targets(recipe, manifest, pool, telemetry)
         source = _loader(recipe, manifest, pool, cache, world, telemetry)
@@ -123,22 +122,6 @@ def _loader(
     )
 
 
-def _telemetry(recipe: Recipe, world: World) -> Telemetry:
-    """Where this rank's numbers go. Raises ConfigError when the metrics port is taken."""
-    port = recipe.train.metrics_port
-    if not port or world.rank != 0:
-        return MemoryTelemetry()
-    try:
-        telemetry = PrometheusTelemetry(port, recipe.name)
-    except OSError as error:
-        raise ConfigError(
-            f"train.metrics_port={port}: {error.strerror or error}; accepted is a free port, or 0"
-        ) from None
-    for counter in (STORAGE_RETRIES, DECODE_FALLBACK):
-        telemetry.report(counter, 0)  # a series from the start: what is absent cannot be watched
-    return telemetry
-
-
 def _write_start(events: EventLog, engine: Engine, world: World) -> None:
     counts = engine.num_parameters()
     events.write("start", engine.steps_done, num_parameters=counts, world_size=world.size)
@@ -156,7 +139,11 @@ def _check_world(recipe: Recipe, num_ranks: int) -> None:
 def _spawn(recipe: Recipe, layout: RunLayout) -> None:
     """Start the ranks of this node; each reads the resolved recipe from the run folder."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // recipe.train.processes))
-    env = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads), **credentials(recipe)}
+    env = {
+        "DPAL_SPAWNED": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads),
+        **credentials(recipe),
+    }
     argv = [sys.executable, "-m", "jobs", "train", str(layout.recipe)]
     code = spawn_ranks(argv, recipe.train.processes, env)
     if code == EXIT_RUN_AGAIN:
