@@ -18,9 +18,11 @@ from torch import Tensor
 from data_tools.synthetic import ATTRIBUTES, PARTS, dataset_rule, write_dataset
 from dpal.base.errors import StopRequested, StorageError
 from dpal.base.layout import RunLayout
+from dpal.base.memory import keep_freed_memory
 from dpal.base.progress import Progress
 from dpal.base.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe, TaughtTeacher
 from dpal.base.signals import StopSignal
+from dpal.model.attention import suit_attention
 from dpal.model.taught import Taught, TaughtLosses, Trait, arch_of
 from jobs.stage import StageResult
 from jobs.teach_data import TeachBatch, TeachSet
@@ -46,6 +48,7 @@ def run(recipe: Recipe) -> StageResult:
     if _metadata(layout.teacher).get("digest") == digest:
         return StageResult("teach", True, f"{layout.teacher} is up to date")
     write_dataset(layout.synthetic, recipe.data.synthetic, recipe.seed)
+    keep_freed_memory()
     lesson = _Lesson(recipe, spec, TeachSet(layout.synthetic / "teach"))
     state = layout.teacher.with_name("state.safetensors")
     try:
@@ -108,6 +111,7 @@ class _Lesson:
             for group in optimizer.param_groups:
                 group["lr"] = spec.lr * _schedule(self.step, spec.steps)
         with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
+            suit_attention(self.model.vit, torch.device("cpu"))
             losses: TaughtLosses = self.model(_normalised(batch), batch.labels)
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)

@@ -18,6 +18,7 @@ from data_tools.storage import open_store
 from dpal import checkpoint
 from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, StopRequested
 from dpal.base.layout import RunLayout
+from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from dpal.base.telemetry import Telemetry
@@ -62,6 +63,7 @@ def run(recipe: Recipe) -> StageResult:
 def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
     """What one rank does; True when the schedule is done."""
     layout = RunLayout(recipe.run_dir)
+    keep_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
     with StopSignal.listening() as stop, lost_peers_told(world):
