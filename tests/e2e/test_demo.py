@@ -5,7 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from conftest import TINY_DEMO, dpal
+from tiny_demo import TINY_DEMO, dpal
 
 STAGES = ("shard", "teach", "cache", "train", "evaluate", "export", "report")
 
