@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dpal import objective
 from dpal.augment import add_noise
-from dpal.base.recipe import PATCH, Loss, Recipe
+from dpal.base.recipe import Loss, Recipe
 from dpal.batch import TrainBatch
 from dpal.model.attention import suit_attention
 from dpal.model.decoder import Decoded, DynamicPatternDecoder, Pattern
@@ -100,11 +100,6 @@ class DpalTask(nn.Module):
         self.weights: Loss = recipe.loss
         self.shrink = recipe.views.height // recipe.student.height
         self._targets = (targets,)  # in a tuple, so nn.Module does not look inside
-
-    @property
-    def stride(self) -> int:
-        """Side of a patch in view pixels."""
-        return PATCH * self.shrink
 
     def forward(self, batch: TrainBatch, router_weight: float) -> Losses:
         """Losses of one micro-batch; `router_weight` follows the schedule of the reference."""

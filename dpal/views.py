@@ -8,7 +8,7 @@ Legend: an image is uint8 RGB [H, W, 3].
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -200,11 +200,6 @@ def render_composite(
         mixed = PERSON_ALPHA * pixels + (1 - PERSON_ALPHA) * region
         region[...] = np.rint(mixed).astype(np.uint8)
     return canvas
-
-
-def spec_record(spec: ViewSpec | CompositeSpec) -> dict[str, object]:
-    """The explicit numbers of a spec, as stored beside its targets."""
-    return asdict(spec) if isinstance(spec, CompositeSpec) else spec._asdict()
 
 
 def _random_box(
