@@ -192,7 +192,7 @@ class LocalStore:
             for folder, _folders, files in os.walk(self.root, onerror=_raise_unless_missing):
                 for file in files:
                     owner = file.partition(mark)[2].partition("-")[0]
-                    if is_temporary(file) and owner.isdigit() and not _alive(int(owner)):
+                    if is_temporary(file) and owner.isdigit() and not is_alive(int(owner)):
                         Path(folder, file).unlink(missing_ok=True)
 
     @contextmanager
@@ -259,7 +259,8 @@ def _raise_unless_missing(error: OSError) -> None:
         raise error
 
 
-def _alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs under that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_tools.storage import is_alive
 from dpal.base.errors import StorageError
 
 
@@ -45,19 +46,9 @@ def _swap(aside: Path, target: Path) -> None:
 def _sweep(target: Path) -> None:
     for leftover in target.parent.glob(f".{target.name}.*.*"):
         number = leftover.name.rpartition(".")[2]
-        if number.isdigit() and not (int(number) != os.getpid() and _alive(int(number))):
+        if number.isdigit() and not (int(number) != os.getpid() and is_alive(int(number))):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _aside(target: Path, word: str, process: int) -> Path:
     return target.with_name(f".{target.name}.{word}.{process}")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
