@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpal.base.errors import DataError
-from dpal.base.recipe import IMAGENET_MEAN, IMAGENET_STD, PATCH
+from dpal.base.students import PATCH
+from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
 from dpal.model.student import Student, normalise
 from dpal.model.timm_import import timm  # noqa: F401  (load.py imports timm after this door)
 

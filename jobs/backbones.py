@@ -16,7 +16,7 @@ from dpal.base.config import load_recipe
 from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from dpal.base.recipe import Student as StudentSpec
+from dpal.base.students import Student as StudentSpec
 from dpal.checkpoint import Checkpoint, latest
 from dpal.model.student import SHAPES, FrozenStudent, Student, build_student, set_heads
 from dpal.model.teacher import sha256_of, teacher_identity

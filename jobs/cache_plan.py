@@ -4,7 +4,8 @@ from data_tools.backgrounds import BackgroundPool
 from data_tools.feature_cache import TargetCache, open_cache
 from data_tools.manifest import Manifest
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import PATCH, Recipe
+from dpal.base.recipe import Recipe
+from dpal.base.students import PATCH
 from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
 from dpal.targets import TargetDefinition

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from dpal.base.recipe import Recipe, TimmTeacher
+from dpal.base.recipe import Recipe
+from dpal.base.teachers import TimmTeacher
 from dpal.export import Parity
 from jobs.report_data import Score
 

@@ -20,8 +20,9 @@ from dpal.base.errors import StopRequested, StorageError
 from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
 from dpal.base.progress import Progress
-from dpal.base.recipe import IMAGENET_MEAN, IMAGENET_STD, Recipe, TaughtTeacher
+from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
+from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD, TaughtTeacher
 from dpal.model.attention import suit_attention
 from dpal.model.taught import Taught, TaughtLosses, Trait, arch_of
 from jobs.stage import StageResult

@@ -11,17 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
-Pair = Annotated[tuple[int, int], Field(strict=False)]
-Range = Annotated[tuple[float, float], Field(strict=False)]
-Triple = Annotated[tuple[float, float, float], Field(strict=False)]
-Paths = Annotated[tuple[str, ...], Field(strict=False)]
-Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)? (steps|epochs)$")]
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-PATCH = 16
+from dpal.base.section import Duration, Paths, Range, Section
+from dpal.base.students import PATCH, Student
+from dpal.base.teachers import Teacher
 
 
 def steps_of(duration: str, num_samples: int, global_batch: int) -> int:
@@ -30,12 +24,6 @@ def steps_of(duration: str, num_samples: int, global_batch: int) -> int:
     if unit == "steps":
         return int(float(number))
     return round(float(number) * num_samples / global_batch)
-
-
-class Section(BaseModel):
-    """Base of all recipe sections: frozen, strict types, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Storage(Section):
@@ -113,54 +101,6 @@ class Views(Section):
         return self
 
 
-class TaughtTeacher(Section):
-    """A small ViT taught on the synthetic persons' own labels (identity, attributes, parts)."""
-
-    kind: Literal["taught"]
-    width: int = Field(192, ge=32, description="embedding width of the ViT")
-    depth: int = Field(6, ge=1, description="number of blocks")
-    heads: int = Field(6, ge=1, description="attention heads")
-    steps: int = Field(400, ge=1, description="optimiser steps it is taught for")
-    global_batch: int = Field(64, ge=2, description="images in one step")
-    lr: float = Field(2e-3, gt=0, description="peak learning rate")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward")
-    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
-
-
-class TimmTeacher(Section):
-    """Any timm ViT, from a local file or by name from the hub."""
-
-    kind: Literal["timm"]
-    name: str = Field(description="timm model name, e.g. vit_small_patch14_dinov2.lvd142m")
-    weights: str = Field("", description="local weights file; empty: fetched by name")
-    tap: str = Field(
-        "norm",
-        pattern=r"^(norm|block\d+)$",
-        description="'norm' (after the final norm) or 'block7' (output of block 7, 0-based)",
-    )
-    input: Pair = Field((256, 128), description="height and width the teacher is fed with")
-    mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")
-    std: Triple = Field(IMAGENET_STD, description="RGB standard deviation, pixels in 0..1")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward")
-    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
-
-
-class OnnxTeacher(Section):
-    """Any ONNX network with a global vector and a dense map, run by ONNX Runtime."""
-
-    kind: Literal["onnx"]
-    weights: str = Field(description="local .onnx file")
-    global_output: str = Field(description="name of the output with the global vector [B, D]")
-    dense_output: str = Field(description="name of the output with the dense map [B, D, h, w]")
-    input: Pair = Field((256, 128), description="height and width the teacher is fed with")
-    mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")
-    std: Triple = Field(IMAGENET_STD, description="RGB standard deviation, pixels in 0..1")
-    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
-
-
-Teacher = Annotated[TaughtTeacher | TimmTeacher | OnnxTeacher, Field(discriminator="kind")]
-
-
 class Cache(Section):
     """The offline teacher cache."""
 
@@ -176,23 +116,6 @@ class Cache(Section):
     cpus_per_actor: float = Field(1.0, gt=0, description="CPUs Ray reserves for an actor")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs Ray reserves for an actor")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0: no endpoint")
-
-
-class Student(Section):
-    """The backbone that is kept."""
-
-    name: Literal["vit_tiny", "vit_small", "vit_base"] = Field("vit_tiny", description="backbone")
-    height: int = Field(256, description="input height: views.height or an even fraction of it")
-    width: int = Field(128, description="input width: half of the height")
-    heads: Literal["paper", "timm"] = Field(
-        "paper", description="'paper': 6 heads (Ti, S), last block last_heads; 'timm': stock heads"
-    )
-    last_heads: int = Field(
-        12, ge=1, description="heads of the last block: the teacher's (base 12, large 16)"
-    )
-    positions: Literal["1d", "2d"] = Field(
-        "1d", description="how the position embedding is resized for crops and composites"
-    )
 
 
 class Decoder(Section):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpal.base.recipe import IMAGENET_MEAN, IMAGENET_STD, PATCH
-from dpal.base.recipe import Student as StudentSpec
+from dpal.base.students import PATCH
+from dpal.base.students import Student as StudentSpec
+from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
 from dpal.model.timm_import import timm
 from dpal.model.tokens import Tokens
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpal.base.recipe import PATCH, TaughtTeacher
+from dpal.base.students import PATCH
+from dpal.base.teachers import TaughtTeacher
 from dpal.model.timm_import import timm
 
 LABEL_STRIDE = 4  # one part label for 4 x 4 pixels

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpal.base.errors import ConfigError, DataError
-from dpal.base.recipe import IMAGENET_MEAN, IMAGENET_STD, OnnxTeacher, TaughtTeacher, TimmTeacher
+from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD, OnnxTeacher, TaughtTeacher, TimmTeacher
 from dpal.model import onnx_teacher, timm_teacher
 from dpal.model.tokens import Tokens
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dpal import export
 from dpal.base.errors import DataError
-from dpal.base.recipe import Student as StudentSpec
+from dpal.base.students import Student as StudentSpec
 from dpal.model.student import Student, build_student, normalise
 
 USER_SCRIPT = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpal.base.recipe import TaughtTeacher
+from dpal.base.teachers import TaughtTeacher
 from dpal.model.taught import (
     METRIC_TEMPERATURE,
     Labels,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dpal.base.errors import ConfigError, DataError, StorageError
-from dpal.base.recipe import OnnxTeacher, TaughtTeacher, TimmTeacher
+from dpal.base.teachers import OnnxTeacher, TaughtTeacher, TimmTeacher
 from dpal.model import timm_teacher
 from dpal.model.teacher import build_teacher, teacher_identity
 from dpal.model.timm_import import timm
