@@ -6,7 +6,6 @@ decoded image and a spec into pixels. Nothing here keeps state or draws from a s
 Legend: an image is uint8 RGB [H, W, 3].
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dpal.base.recipe import Views
+from dpal.chance import generator
 
 PLAN_VERSION = 1  # raise it whenever the same numbers would give other pixels
 
@@ -70,10 +70,17 @@ BACKGROUND_ASPECT = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """All views of a data set, from two inputs: the seed and the `views` section of a recipe."""
+    """All views of a data set, from the seeds and the `views` section of a recipe.
+
+    Attributes:
+        seed: decides the pinned views.
+        views: sizes and ranges.
+        repetition: `train.seed`; decides, with `seed`, what no teacher sees (crops, colour noise).
+    """
 
     seed: int
     views: Views
+    repetition: int = 0
 
     def describe(self) -> dict[str, object]:
         """What the cache digest must cover: everything that decides the pinned views' pixels."""
@@ -118,7 +125,7 @@ class ViewPlan:
     def crops(self, key: str, index: int, epoch: int, source: tuple[int, int]) -> list[ViewSpec]:
         """Fresh local crops of `epoch`, each inside base view `index`."""
         inside = self.base(key, index, source).box
-        rng = self._rng(key, "crops", index, epoch)
+        rng = self._fresh(key, "crops", index, epoch)
         return [self._crop(rng, inside) for _ in range(self.views.crops)]
 
     def composite(
@@ -149,7 +156,7 @@ class ViewPlan:
 
     def photometric(self, key: str, epoch: int, view: int, blur_probability: float) -> Photometric:
         """Colour noise of view number `view` in `epoch` (method: 3.2); jitter .4/.4/.2/.1 p .8."""
-        rng = self._rng(key, "photometric", view, epoch)
+        rng = self._fresh(key, "photometric", view, epoch)
         jitter = rng.random() < 0.8
         low_high = ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1))
         drawn = [rng.uniform(low, high) for low, high in low_high]
@@ -171,9 +178,11 @@ class ViewPlan:
         return int(order[epoch % count])
 
     def _rng(self, key: str, purpose: str, *numbers: int) -> np.random.Generator:
-        text = f"{self.seed}/{key}/{purpose}/{'/'.join(map(str, numbers))}"
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+        return generator(self.seed, purpose, key, *numbers)
+
+    def _fresh(self, key: str, purpose: str, *numbers: int) -> np.random.Generator:
+        """Of what no teacher sees, so that it may differ between repetitions."""
+        return generator(self.seed + self.repetition, purpose, key, *numbers)
 
 
 def render(image: np.ndarray, spec: ViewSpec, size: tuple[int, int]) -> np.ndarray:

@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dpal.base.errors import ConfigError
+from dpal.base.methods import Method
 from dpal.base.recipe import Cache, Data, Recipe
+from dpal.base.teachers import Teacher
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -106,6 +108,12 @@ def _variants(annotation: Any) -> list[type[BaseModel]]:
     return [model for arg in get_args(annotation) for model in _variants(arg)]
 
 
+def _kinds() -> set[str]:
+    """Words that choose a class of a section; pydantic puts them into the path of an error."""
+    sections = [*_variants(Teacher), *_variants(Method)]
+    return {kind for s in sections for kind in get_args(s.model_fields["kind"].annotation)}
+
+
 def _with_path_defaults(values: dict[str, Any]) -> dict[str, Any]:
     filled = dict(values)
     for section, key, model in (("data", "shards", Data), ("cache", "url", Cache)):
@@ -132,6 +140,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
+        if parent == "method" and isinstance(node.get(parent), str):
+            node[parent] = {"kind": node[parent]}  # `method: proteus` is short for this
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {parent!r} is not a section")
@@ -148,9 +158,8 @@ def _nearest(name: str, valid: Any, parents: list[str]) -> str:
 
 def _sentence(error: ValidationError, section: str = "") -> str:
     first = error.errors()[0]
-    tags = {"taught", "timm", "onnx"}
     parts = [*filter(None, [section]), *(str(part) for part in first["loc"])]
-    parts = [part for i, part in enumerate(parts) if not (part in tags and i == 1)]
+    parts = [part for i, part in enumerate(parts) if not (part in _kinds() and i in (1, 2))]
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
         model: Any = Recipe

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, SecretStr, model_validator
 
+from dpal.base.methods import Dpal, Method
 from dpal.base.section import Duration, Paths, Range, Section
 from dpal.base.students import PATCH, Student
 from dpal.base.teachers import Teacher
@@ -78,7 +79,9 @@ class Views(Section):
     height: int = Field(256, ge=PATCH * 2, description="height of the base view, in pixels")
     width: int = Field(128, ge=PATCH, description="width of the base view, in pixels")
     count: int = Field(2, ge=1, description="pinned base views per image (K)")
-    composites: int = Field(1, ge=1, description="pinned composites per image (K')")
+    composites: int = Field(
+        1, ge=0, description="pinned composites per image (K'); 0 for methods that use none"
+    )
     scale: Range = Field((0.8, 1.0), description="area of a base view, as a share of the image")
     aspect: Range = Field((0.4, 0.6), description="width / height of a base view or local crop")
     crops: int = Field(2, ge=1, description="local crops per sample")
@@ -156,6 +159,17 @@ class Train(Section):
     lr: float = Field(2e-3, gt=0, description="peak learning rate, at this global batch")
     betas: Range = Field((0.9, 0.95), description="AdamW betas")
     weight_decay: float = Field(0.05, ge=0, description="AdamW decay of matrices (not biases)")
+    start_lr: float = Field(0.0, ge=0, description="learning rate that the warm-up starts from")
+    end_lr: float = Field(0.0, ge=0, description="learning rate that the cosine ends at")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="momentum of a moving average of the student; 0: none"
+    )
+    seed: int = Field(
+        0,
+        ge=0,
+        description="added to the recipe's seed for start values, order, crops and noise, but not "
+        "for pinned views: repetitions of a run share one cache",
+    )
     precision: Literal["fp32", "bf16"] = Field("bf16", description="precision of the forward")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage")
     processes: int = Field(1, ge=1, description="training processes on this node")
@@ -213,7 +227,9 @@ class Recipe(Section):
     storage: Storage = Storage()
     data: Data
     views: Views = Views()
-    teacher: Teacher
+    method: Method = Dpal()
+    teacher: Teacher | None = None
+    more_teachers: Annotated[tuple[Teacher, ...], Field(strict=False)] = ()
     cache: Cache = Cache()
     student: Student = Student()
     decoder: Decoder = Decoder()
@@ -235,9 +251,51 @@ class Recipe(Section):
                 f"multiples of 128 that divide views.height={views.height}, "
                 "and a width of half the height"
             )
-        if self.teacher.kind == "taught" and self.data.images != ("synthetic",):
+        if any(t.kind == "taught" for t in self.teachers) and self.data.images != ("synthetic",):
             raise ValueError("teacher.kind=taught needs data.images=['synthetic']")
         return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> "Recipe":
+        kind, loss = self.method.kind, self.loss
+        if self.teacher is None and (kind != "saip" or self.more_teachers):
+            raise ValueError(f"method.kind={kind} needs a teacher; accepted without one is saip")
+        if self.train.ema and self.train.zero_stage == 3:
+            raise ValueError(
+                f"train.ema={self.train.ema} needs whole parameters on every process; accepted "
+                "are train.zero_stage=0, 1 and 2, or train.ema=0"
+            )
+        if kind == "dpal":
+            if loss.relation and not self.views.composites:
+                raise ValueError(
+                    f"loss.relation={loss.relation} needs composites; accepted are "
+                    "views.composites of 1 and more, or loss.relation=0"
+                )
+            if not loss.identity + loss.shape + loss.relation:
+                raise ValueError(
+                    "loss.identity, loss.shape and loss.relation are all 0; accepted is a "
+                    "positive weight for one of them at least"
+                )
+            return self
+        for name in ("decoder", "loss"):
+            section, free = getattr(self, name), {"targets", "teacher_drop"}
+            for key in type(section).model_fields.keys() - free:
+                value = getattr(section, key)
+                if value != type(section).model_fields[key].default:
+                    raise ValueError(
+                        f"{name}.{key}={value} has no effect with method.kind={kind}; accepted is "
+                        "to leave it out, or method.kind=dpal"
+                    )
+        return self
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """Every frozen teacher, in order; empty for a method that learns without one."""
+        return () if self.teacher is None else (self.teacher, *self.more_teachers)
+
+    def with_teacher(self, teacher: Teacher) -> "Recipe":
+        """The same recipe with one teacher alone: whose cache it describes."""
+        return self.model_copy(update={"teacher": teacher, "more_teachers": ()})
 
     @property
     def run_dir(self) -> Path:
@@ -257,10 +315,16 @@ class Recipe(Section):
         """
         elastic = {"micro_batch", "zero_stage", "processes", "checkpoint_every"}
         elastic |= {"keep_checkpoints", "log_every", "loader_threads", "prefetch", "metrics_port"}
+        learned = {"seed", "views", "method", "teacher", "more_teachers", "student"}
+        learned |= {"decoder", "loss", "train"}
         plain = self.model_dump(
             mode="json",
-            include={"seed", "views", "teacher", "student", "decoder", "loss", "train"},
-            exclude={"train": elastic, "teacher": {"batch_size"}},
+            include=learned,
+            exclude={
+                "train": elastic,
+                "teacher": {"batch_size"},
+                "more_teachers": {"__all__": {"batch_size"}},
+            },
         )
         plain["cache"] = {"codec": self.cache.codec}
         return dict(_flatten(plain))
