@@ -139,13 +139,23 @@ class Loss(Section):
     router_late: float = Field(0.01, ge=0, description="weight of the router term afterwards")
     router_switch: Duration = Field("20 epochs", description="when router_late takes over")
     expert: float = Field(0.025, ge=0, description="weight of the expert penalty")
-    targets: Literal["raw", "standardised"] = Field(
+    targets: Literal["raw", "standardised", "phi-s"] = Field(
         "raw",
-        description="teacher tokens as they are (reference; of a final norm, so of unit scale), or "
-        "standardised per channel with the cache's statistics (teachers of any other scale)",
+        description="teacher tokens as they are (reference; of a final norm, so of unit scale), "
+        "'standardised' per channel with the cache's statistics (teachers of any other scale), or "
+        "'phi-s': turned so that one scale serves every channel and errors keep their ratios",
     )
-    shape_mask: Literal["fixed", "none"] = Field(
-        "fixed", description="'fixed': basis of the cache header; 'none': every patch counts 1"
+    shape_mask: Literal["fixed", "per-batch", "none", "flipped"] = Field(
+        "fixed",
+        description="'fixed': basis of the cache header; 'per-batch': principal component of the "
+        "batch's own tokens (reference); 'none': every patch counts 1; 'flipped': 1 - fixed",
+    )
+    teacher_drop: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="with several teachers: share of (image, teacher) losses left out; the "
+        "largest of an image never is",
     )
 
 
@@ -253,6 +263,9 @@ class Recipe(Section):
             )
         if any(t.kind == "taught" for t in self.teachers) and self.data.images != ("synthetic",):
             raise ValueError("teacher.kind=taught needs data.images=['synthetic']")
+        drop = self.loss.teacher_drop
+        if drop != Loss.model_fields["teacher_drop"].default and len(self.teachers) < 2:
+            raise ValueError(f"loss.teacher_drop={drop} has no effect without more_teachers")
         return self
 
     @model_validator(mode="after")
