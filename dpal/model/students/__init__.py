@@ -1,0 +1,1 @@
+"""The networks behind the `student` section, one file per family."""
