@@ -1,6 +1,6 @@
 """The offline teacher cache: content-addressed folders of target tars, and a ledger.
 
-    <url>/targets-<digest>/header.json
+    <url>/targets-<digest>/header.json  covariance.npy
                            view-<k>/<shard>.tar  composite-<k>/<shard>.tar
                            ledger/<shard>.json
 
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from data_tools.covariance import COVARIANCE, Matrix, covariance_bytes, read_covariance
 from data_tools.manifest import Manifest, ShardRef, keys_digest
 from data_tools.shard import map_file
 from data_tools.storage import LocalStore, ObjectStore, open_store
@@ -98,10 +99,32 @@ class TargetCache:
         return TargetCache(store, header)
 
     @staticmethod
-    def publish(store: ObjectStore, header: TargetHeader) -> "TargetCache":
-        """Publish `header`, or take the one that another writer published first."""
+    def publish(
+        store: ObjectStore, header: TargetHeader, covariance: Matrix | None = None
+    ) -> "TargetCache":
+        """Publish header and covariance, or take what another writer published first.
+
+        The header comes last: a cache whose header is there has all that its calibration fitted.
+        """
+        if covariance is not None:
+            store.put_if_absent(COVARIANCE, covariance_bytes(covariance, header.digest))
         store.put_if_absent(HEADER, header.to_json())
         return TargetCache.open(store, header.definition)
+
+    def covariance(self) -> Matrix:
+        """Covariance of the calibration sample's patch tokens, float64 [D, D].
+
+        Raises:
+            DataError: when it is damaged, or missing from a cache that was made without it.
+        """
+        where = f"{self.store.url}/{COVARIANCE}"
+        if not self.store.exists(COVARIANCE):
+            raise DataError(
+                f"target cache {self.store.url!r} has no {COVARIANCE}, which loss.targets=phi-s "
+                "needs: run `dpal cache` with this recipe to add it"
+            )
+        data = self.store.get(COVARIANCE)
+        return read_covariance(data, self.header.digest, self.header.width, where)
 
     def finished(self) -> set[str]:
         """Names of the image shards whose targets are complete."""

@@ -1,10 +1,11 @@
-"""Fit what a cache header holds: channel statistics and the basis of the shape mask.
+"""Fit what a cache shares: channel statistics, the basis of the shape mask, the covariance.
 
 Legend: M images, N patches, D teacher width.
 """
 
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,13 +16,35 @@ EPS = 1e-3  # least deviation of a channel, as a share of the largest
 PERCENTILES = (0.5, 99.5)  # of the calibration projections, mapped to mask 0 and 1
 
 
+class Calibration(NamedTuple):
+    """What is fitted on a calibration sample.
+
+    Attributes:
+        header: of the cache.
+        covariance: of the patch tokens, float64 [D, D]; PHI-S is fitted on it.
+    """
+
+    header: TargetHeader
+    covariance: np.ndarray
+
+
 def fit_header(
     definition: TargetDefinition,
     cls: np.ndarray,
     patches: np.ndarray,
     keys: Sequence[str],
 ) -> TargetHeader:
-    """Header fitted on the calibration sample's base views.
+    """The header alone of `fit_calibration`."""
+    return fit_calibration(definition, cls, patches, keys).header
+
+
+def fit_calibration(
+    definition: TargetDefinition,
+    cls: np.ndarray,
+    patches: np.ndarray,
+    keys: Sequence[str],
+) -> Calibration:
+    """Header and covariance fitted on the calibration sample's base views.
 
     Args:
         cls: float32 [M, D].
@@ -43,7 +66,7 @@ def fit_header(
     if _centre_minus_border(projection.mean(0).reshape(definition.grid)) < 0:
         direction, projection = -direction, -projection
     low, high = np.percentile(projection, PERCENTILES)
-    return TargetHeader(
+    header = TargetHeader(
         definition=definition,
         width=patches.shape[-1],
         patch_mean=patch_mean.astype(np.float32),
@@ -55,6 +78,7 @@ def fit_header(
         high=float(high),
         calibration_keys=hashlib.sha256("\n".join(keys).encode()).hexdigest(),
     )
+    return Calibration(header, covariance)
 
 
 def _moments(tokens: np.ndarray, chunk: int = 8192) -> tuple[np.ndarray, np.ndarray]:

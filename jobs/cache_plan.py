@@ -1,8 +1,16 @@
-"""What a recipe means for its targets: the teacher, the definition, and who is the cache."""
+"""What a recipe means for its targets: the teacher, the definition, and who is the cache.
+
+A recipe with several teachers has one cache for each: the functions below take a recipe with one
+teacher, as `single_teacher_recipes` gives them.
+"""
+
+import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
-from data_tools.feature_cache import TargetCache, open_cache
+from data_tools.covariance import COVARIANCE
+from data_tools.feature_cache import HEADER, TargetCache, open_cache
 from data_tools.manifest import Manifest
+from data_tools.storage import ObjectStore
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.students import PATCH
@@ -10,6 +18,11 @@ from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
 from dpal.targets import TargetDefinition
 from dpal.views import ViewPlan
+
+
+def single_teacher_recipes(recipe: Recipe) -> tuple[Recipe, ...]:
+    """The recipe once for each of its teachers, in order; none for a method without a teacher."""
+    return tuple(recipe.with_teacher(teacher) for teacher in recipe.teachers)
 
 
 def stride_of(recipe: Recipe) -> int:
@@ -57,3 +70,17 @@ def cache_of(
     cache = open_cache(recipe, definition_of(recipe, manifest, pool), telemetry)
     cache.require_complete(manifest)
     return cache
+
+
+def is_calibrated(store: ObjectStore, recipe: Recipe) -> bool:
+    """Whether a cache folder has all of its calibration that the recipe needs.
+
+    A cache that was made without the covariance lacks nothing until PHI-S asks for it.
+    """
+    with_covariance = recipe.loss.targets != "phi-s" or store.exists(COVARIANCE)
+    return with_covariance and store.exists(HEADER)
+
+
+def covariance_of(recipe: Recipe, cache: TargetCache) -> np.ndarray | None:
+    """The covariance if the recipe's target space needs it. Raises DataError when it is missing."""
+    return cache.covariance() if recipe.loss.targets == "phi-s" else None

@@ -16,7 +16,6 @@ import torch
 from data_tools.backgrounds import load_backgrounds
 from data_tools.decode import decode_rgb
 from data_tools.feature_cache import (
-    HEADER,
     TargetCache,
     kind_of,
     open_cache,
@@ -29,12 +28,12 @@ from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.recipe import Recipe
-from dpal.calibration import fit_header
+from dpal.calibration import fit_calibration
 from dpal.model.teacher import Teacher
 from dpal.record import spec_numbers
 from dpal.targets import encode_batch
 from dpal.views import CompositeSpec, ViewPlan, render, render_composite
-from jobs.cache_plan import definition_of, teacher_of
+from jobs.cache_plan import definition_of, is_calibrated, teacher_of
 
 Seen = tuple[np.ndarray, np.ndarray]  # pixels of one view, its spec numbers
 AHEAD = 2  # batches that are decoded ahead of the teacher
@@ -76,12 +75,13 @@ class ShardWorker:
         return open_cache(self.recipe, self.definition)
 
     def calibrate(self) -> TargetCache:
-        """Publish the header, fitted on base view 0 of the first images, unless it is there.
+        """Publish header and covariance, fitted on base view 0 of the first images.
 
-        Deterministic: the first `cache.calibration_images` samples in the manifest's order.
+        Nothing happens when all that the recipe needs is there. Deterministic: the first
+        `cache.calibration_images` samples in the manifest's order.
         """
         store = open_cache_store(self.recipe, self.definition)
-        if store.exists(HEADER):
+        if is_calibrated(store, self.recipe):
             return TargetCache.open(store, self.definition)
         cls, patches, keys = [], [], []
         missing = self.recipe.cache.calibration_images
@@ -96,8 +96,10 @@ class ShardWorker:
             missing -= len(rows)
             if missing <= 0:
                 break
-        header = fit_header(self.definition, np.concatenate(cls), np.concatenate(patches), keys)
-        return TargetCache.publish(store, header)
+        fitted = fit_calibration(
+            self.definition, np.concatenate(cls), np.concatenate(patches), keys
+        )
+        return TargetCache.publish(store, fitted.header, fitted.covariance)
 
     def cache_shard(self, ref: ShardRef) -> int:
         """Publish the targets of one shard; returns the number of images the teacher saw.
