@@ -1,0 +1,88 @@
+"""What SAIP reads from a ViT: the tokens in its middle, its CLS, its last attention's qkv.
+
+Source: reference `models_pretrain.py`, taps 0 (norm of block index 6) and 1 (final norm).
+Legend: B images, N patch tokens, T = 1 + N tokens, D width, H heads, d = D / H.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dpal.base.errors import ConfigError
+
+MIDDLE = 6  # index of the block whose output the pixel and search terms use
+
+
+class Seen(NamedTuple):
+    """What an encoder says about pixels.
+
+    Attributes:
+        middle: normed tokens after block index 6 [B, T, D].
+        cls: CLS after the final norm [B, D].
+        qkv: queries, keys and values of the last block [3, B, H, T, d].
+    """
+
+    middle: Tensor
+    cls: Tensor
+    qkv: Tensor
+
+
+def check_student(student: nn.Module) -> None:
+    """Refuse what is no plain ViT with more than seven blocks and a CLS token.
+
+    Raises:
+        ConfigError: naming student.name's class and what is accepted.
+    """
+    blocks = getattr(student, "blocks", ())
+    if len(blocks) <= MIDDLE + 1 or not hasattr(blocks[-1], "attn") or student.cls_token is None:
+        raise ConfigError(
+            f"method.kind=saip reads block {MIDDLE} and the last attention of a plain ViT, which "
+            f"{type(student).__name__} is not; accepted are student.name=vit_tiny, vit_small "
+            "and vit_base"
+        )
+
+
+def embed(student: nn.Module, pixels: Tensor) -> Tensor:
+    """Tokens before the first block [B, T, D] of normalised pixels [B, 3, H, W]."""
+    return student._pos_embed(student.patch_embed(pixels))
+
+
+def see_middle(student: nn.Module, norm: nn.Module, tokens: Tensor) -> Tensor:
+    """Normed tokens after block index 6, for embedded tokens [B, T, D]."""
+    for block in student.blocks[: MIDDLE + 1]:
+        tokens = block(tokens)
+    return norm(tokens)
+
+
+def see(student: nn.Module, norm: nn.Module, pixels: Tensor) -> Seen:
+    """Everything that SAIP reads, of normalised pixels [B, 3, H, W]."""
+    tokens = embed(student, pixels)
+    for block in student.blocks[: MIDDLE + 1]:
+        tokens = block(tokens)
+    middle = norm(tokens)
+    for block in student.blocks[MIDDLE + 1 : -1]:
+        tokens = block(tokens)
+    last = student.blocks[-1]
+    # Once more, and cheaply: the block itself keeps its queries, keys and values to itself.
+    qkv = last.attn.qkv(last.norm1(tokens))
+    qkv = qkv.unflatten(2, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
+    return Seen(middle, student.norm(last(tokens))[:, 0], qkv)
+
+
+def see_all(student: nn.Module, norm: nn.Module, views: Sequence[Tensor]) -> list[Seen]:
+    """`see` of several batches; those of one image size go through the student at once."""
+    results: dict[int, Seen] = {}
+    for size in {view.shape[2:] for view in views}:
+        same = [index for index, view in enumerate(views) if view.shape[2:] == size]
+        counts = [len(views[index]) for index in same]
+        seen = see(student, norm, torch.cat([views[index] for index in same]))
+        parts = zip(
+            seen.middle.split(counts),
+            seen.cls.split(counts),
+            seen.qkv.split(counts, 1),
+            strict=True,
+        )
+        results |= {index: Seen(*part) for index, part in zip(same, parts, strict=True)}
+    return [results[index] for index in range(len(views))]
