@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from dpal.base.saip import Saip
 from dpal.base.section import Section
 
 
@@ -48,6 +49,6 @@ def _named(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[Dpal | Mse | Proteus | TinyMim, Field(discriminator="kind")],
+    Annotated[Dpal | Mse | Proteus | TinyMim | Saip, Field(discriminator="kind")],
     BeforeValidator(_named),
 ]
