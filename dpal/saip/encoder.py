@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dpal.base.errors import ConfigError
+from dpal.base.students import Student as StudentSpec
+from dpal.model.student import VitStudent
 
 MIDDLE = 6  # index of the block whose output the pixel and search terms use
 
@@ -29,36 +31,43 @@ class Seen(NamedTuple):
     qkv: Tensor
 
 
-def check_student(student: nn.Module) -> None:
-    """Refuse what is no plain ViT with more than seven blocks and a CLS token.
+def check_student(spec: StudentSpec) -> None:
+    """Refuse what is no plain ViT, and stochastic depth, which would need draws of its own.
 
     Raises:
-        ConfigError: naming student.name's class and what is accepted.
+        ConfigError: naming the key and what is accepted.
     """
-    blocks = getattr(student, "blocks", ())
-    if len(blocks) <= MIDDLE + 1 or not hasattr(blocks[-1], "attn") or student.cls_token is None:
+    if spec.family != "vit":
         raise ConfigError(
-            f"method.kind=saip reads block {MIDDLE} and the last attention of a plain ViT, which "
-            f"{type(student).__name__} is not; accepted are student.name=vit_tiny, vit_small "
-            "and vit_base"
+            f"student.name={spec.name}: method.kind=saip reads the middle and the last attention "
+            "of a ViT; accepted are vit_tiny, vit_small and vit_base"
+        )
+    if spec.drop_path:
+        raise ConfigError(
+            f"student.drop_path={spec.drop_path}: accepted with method.kind=saip is 0"
         )
 
 
-def embed(student: nn.Module, pixels: Tensor) -> Tensor:
-    """Tokens before the first block [B, T, D] of normalised pixels [B, 3, H, W]."""
-    return student._pos_embed(student.patch_embed(pixels))
+def see_middle(
+    student: VitStudent, norm: nn.Module, pixels: Tensor, keep: Tensor | None = None
+) -> Tensor:
+    """Normed tokens after block index 6 [B, T, D], of normalised pixels [B, 3, H, W].
 
-
-def see_middle(student: nn.Module, norm: nn.Module, tokens: Tensor) -> Tensor:
-    """Normed tokens after block index 6, for embedded tokens [B, T, D]."""
+    Args:
+        keep: int64 [B, n]; only these patches enter the first block, T = 1 + n.
+    """
+    tokens = student.embed(pixels)
+    if keep is not None:
+        rows = 1 + keep.unsqueeze(2).expand(-1, -1, tokens.shape[2])
+        tokens = torch.cat([tokens[:, :1], tokens.gather(1, rows)], dim=1)
     for block in student.blocks[: MIDDLE + 1]:
         tokens = block(tokens)
     return norm(tokens)
 
 
-def see(student: nn.Module, norm: nn.Module, pixels: Tensor) -> Seen:
+def see(student: VitStudent, norm: nn.Module, pixels: Tensor) -> Seen:
     """Everything that SAIP reads, of normalised pixels [B, 3, H, W]."""
-    tokens = embed(student, pixels)
+    tokens = student.embed(pixels)
     for block in student.blocks[: MIDDLE + 1]:
         tokens = block(tokens)
     middle = norm(tokens)
@@ -71,7 +80,7 @@ def see(student: nn.Module, norm: nn.Module, pixels: Tensor) -> Seen:
     return Seen(middle, student.norm(last(tokens))[:, 0], qkv)
 
 
-def see_all(student: nn.Module, norm: nn.Module, views: Sequence[Tensor]) -> list[Seen]:
+def see_all(student: VitStudent, norm: nn.Module, views: Sequence[Tensor]) -> list[Seen]:
     """`see` of several batches; those of one image size go through the student at once."""
     results: dict[int, Seen] = {}
     for size in {view.shape[2:] for view in views}:
