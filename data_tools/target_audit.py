@@ -3,6 +3,7 @@
 import hashlib
 
 from data_tools.audit import Finding
+from data_tools.covariance import COVARIANCE
 from data_tools.feature_cache import HEADER, LedgerRow, TargetCache
 from data_tools.storage import ObjectStore
 from data_tools.target_tar import TargetShard
@@ -21,8 +22,8 @@ def audit_targets(store: ObjectStore) -> list[Finding]:
         return [Finding(HEADER, str(error))]
     names = store.list()
     ledger = [name for name in names if name.startswith("ledger/")]
-    findings: list[Finding] = []
-    known = {HEADER, *ledger}
+    findings = _covariance_findings(cache) if COVARIANCE in names else []
+    known = {HEADER, COVARIANCE, *ledger}
     with Progress("audit", len(ledger), "shard") as progress:
         for name in ledger:
             try:
@@ -41,6 +42,15 @@ def audit_targets(store: ObjectStore) -> list[Finding]:
     return findings + [
         Finding(name, "no ledger row lists it; run `dpal cache` to its end") for name in unfinished
     ]
+
+
+def _covariance_findings(cache: TargetCache) -> list[Finding]:
+    """A cache made before PHI-S may lack the object; one that is there must be whole."""
+    try:
+        cache.covariance()
+    except DataError as error:
+        return [Finding(COVARIANCE, str(error))]
+    return []
 
 
 def _problem(cache: TargetCache, row: LedgerRow, series: str, tar: str) -> str:

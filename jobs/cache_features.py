@@ -5,10 +5,11 @@ at most the shards in work; the next run does what the ledger lacks.
 """
 
 import time
+from typing import NamedTuple
 
-from data_tools.backgrounds import load_backgrounds
-from data_tools.feature_cache import finished_shards, open_cache_store
-from data_tools.manifest import load_manifest
+from data_tools.backgrounds import BackgroundPool, load_backgrounds
+from data_tools.feature_cache import TargetCache, finished_shards, open_cache_store
+from data_tools.manifest import Manifest, ShardRef, load_manifest
 from data_tools.storage import open_store
 from dpal.base.progress import Progress
 from dpal.base.recipe import Recipe
@@ -18,8 +19,7 @@ from dpal.base.telemetry import (
     CACHE_SHARDS_TOTAL,
     Telemetry,
 )
-from dpal.targets import TargetHeader
-from jobs.cache_plan import definition_of
+from jobs.cache_plan import definition_of, is_calibrated, single_teacher_recipes
 from jobs.cache_ray import cache_shards
 from jobs.cache_worker import ShardWorker
 from jobs.metrics import open_telemetry
@@ -27,7 +27,10 @@ from jobs.stage import StageResult
 
 
 def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
-    """Cache the targets of every shard that has none; without any, Ray is not started.
+    """Cache every teacher's targets of every shard that has none.
+
+    Teachers come one after the other, each into a folder of its own; one whose cache is complete
+    is not loaded, and where nothing is missing Ray is not started.
 
     Raises:
         DataError: for missing or damaged shards, or a shard that keeps killing its actor.
@@ -37,33 +40,74 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
         recipe.cache.metrics_port, recipe.name, "cache.metrics_port"
     )
     manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
-    definition = definition_of(recipe, manifest, load_backgrounds(recipe))
-    store = open_cache_store(recipe, definition)
-    finished = finished_shards(store)
-    missing = [ref for ref in manifest.shards if ref.name not in finished]
-    telemetry.report(CACHE_SHARDS_TOTAL, len(manifest.shards))
-    telemetry.report(CACHE_SHARDS, len(manifest.shards) - len(missing))
-    where = f"targets-{definition.digest}"
-    if not missing:
-        return StageResult("cache", True, f"{where}: {len(manifest.shards)} shards are there")
-    started, images = time.monotonic(), 0
-    done = manifest.num_samples - sum(ref.num_samples for ref in missing)
-    shards = len(manifest.shards) - len(missing)
-    with Progress("cache", manifest.num_samples, "image", initial=done) as progress:
-        for ref, seen in cache_shards(recipe, missing):
-            images, shards = images + seen, shards + 1
-            telemetry.report(CACHE_IMAGES, seen)
-            telemetry.report(CACHE_SHARDS, shards)
-            progress.advance(ref.num_samples, f"{shards}/{len(manifest.shards)} shards")
-    seconds = time.monotonic() - started
-    detail = f"{where}: {len(missing)} shards, {images} views in {seconds:.0f} s"
-    return StageResult("cache", False, detail)
+    pool = load_backgrounds(recipe)
+    plans = [_Plan.of(one, manifest, pool) for one in single_teacher_recipes(recipe)]
+    shards, done = len(manifest.shards), sum(plan.num_done for plan in plans)
+    telemetry.report(CACHE_SHARDS_TOTAL, shards * len(plans))
+    telemetry.report(CACHE_SHARDS, done)
+    details = []
+    for number, plan in enumerate(plans, start=1):
+        what = "cache" if len(plans) == 1 else f"cache, teacher {number}/{len(plans)}"
+        details.append(_cache(plan, manifest, telemetry, what, done))
+        done += len(plan.missing)
+    skipped = not any(plan.has_work for plan in plans)
+    return StageResult("cache", skipped, "; ".join(details) or "the method needs no teacher")
 
 
-def calibrate(recipe: Recipe, threads: int = 1) -> TargetHeader:
-    """The header of the recipe's cache, published if it is not there; uses no Ray.
+def calibrate(recipe: Recipe, threads: int = 1) -> TargetCache:
+    """The cache of the recipe's one teacher, with header and covariance; uses no Ray.
 
-    Training with an online teacher needs it for the shape mask and the parity of both modes.
+    What is not there is fitted and published. Training with an online teacher needs it for the
+    shape mask, the target space, and the parity of both modes.
     """
-    worker = ShardWorker(recipe, threads=threads)
-    return worker.calibrate().header
+    return ShardWorker(recipe, threads=threads).calibrate()
+
+
+class _Plan(NamedTuple):
+    """What is left to do for one teacher.
+
+    Attributes:
+        recipe: with this teacher alone.
+        digest: address of its cache.
+        missing: shards without targets.
+        num_done: shards with targets.
+        calibrated: whether header and covariance are as the recipe needs them.
+    """
+
+    recipe: Recipe
+    digest: str
+    missing: list[ShardRef]
+    num_done: int
+    calibrated: bool
+
+    @staticmethod
+    def of(recipe: Recipe, manifest: Manifest, pool: BackgroundPool) -> "_Plan":
+        definition = definition_of(recipe, manifest, pool)
+        store = open_cache_store(recipe, definition)
+        finished = finished_shards(store)
+        missing = [ref for ref in manifest.shards if ref.name not in finished]
+        done = len(manifest.shards) - len(missing)
+        return _Plan(recipe, definition.digest, missing, done, is_calibrated(store, recipe))
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.missing) or not self.calibrated
+
+
+def _cache(plan: _Plan, manifest: Manifest, telemetry: Telemetry, what: str, before: int) -> str:
+    """Do what one teacher lacks; returns a line about it. `before`: shards done by all."""
+    where, total = f"targets-{plan.digest}", len(manifest.shards)
+    if not plan.has_work:
+        return f"{where}: {total} shards are there"
+    started, images, shards = time.monotonic(), 0, plan.num_done
+    done = manifest.num_samples - sum(ref.num_samples for ref in plan.missing)
+    with Progress(what, manifest.num_samples, "image", initial=done) as progress:
+        for ref, seen in cache_shards(plan.recipe, plan.missing):
+            images, shards, before = images + seen, shards + 1, before + 1
+            telemetry.report(CACHE_IMAGES, seen)
+            telemetry.report(CACHE_SHARDS, before)
+            progress.advance(ref.num_samples, f"{shards}/{total} shards")
+    seconds = time.monotonic() - started
+    if not plan.missing:
+        return f"{where}: {total} shards are there, calibration in {seconds:.0f} s"
+    return f"{where}: {len(plan.missing)} shards, {images} views in {seconds:.0f} s"

@@ -44,6 +44,7 @@ class TeacherActor:
 def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, int]]:
     """Cache `refs` on Ray and yield (shard, views the teacher saw) as they finish, in any order.
 
+    The calibration comes first, if the cache lacks it; without `refs` it is all that is done.
     An actor that dies is started again and its shard retried; Ray counts the retries.
 
     Raises:
@@ -58,12 +59,13 @@ def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[Sha
             max_task_retries=RETRIES,
         )
         recipe = _absolute(recipe)
-        actors = [make.remote(recipe) for _ in range(min(recipe.cache.actors, len(refs)))]
+        count = max(1, min(recipe.cache.actors, len(refs)))
+        actors = [make.remote(recipe) for _ in range(count)]
         # The first actor alone fits the header; the others find it published.
         _result(ray, _wait(ray, {actors[0].prepare.remote(): None}, stop), "the calibration")
         waiting = list(reversed(refs))
         working = {}
-        for actor in actors:
+        for actor in actors[: len(refs)]:
             ref = waiting.pop()
             working[actor.cache_shard.remote(ref)] = (actor, ref)
         while working:

@@ -10,9 +10,10 @@ import sys
 import torch
 
 from cluster.ranks import num_nodes, spawn_ranks
+from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache
-from data_tools.loader import Loader, Slice
+from data_tools.loader import Loader, SampleRenderer, Slice
 from data_tools.manifest import Manifest, load_manifest
 from data_tools.storage import open_store
 from dpal import checkpoint
@@ -23,11 +24,12 @@ from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from dpal.base.telemetry import Telemetry
 from dpal.engine import Engine, World, lost_peers_told
-from dpal.task import CachedTargets, DpalTask, OnlineTargets, TargetSource
+from dpal.method.build import build_task
+from dpal.task import CachedTargets, OnlineTargets, TargetSource
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate
-from jobs.cache_plan import cache_of, teacher_of
+from jobs.cache_plan import cache_of, covariance_of, single_teacher_recipes, teacher_of
 from jobs.metrics import open_telemetry
 from jobs.saved_recipe import credentials, save_recipe
 from jobs.stage import StageResult
@@ -71,11 +73,15 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
             recipe.train.metrics_port if world.rank == 0 else 0, recipe.name, "train.metrics_port"
         )
         pool = load_backgrounds(recipe)
-        targets, cache = _targets(recipe, manifest, pool, telemetry)
-        source = _loader(recipe, manifest, pool, cache, world, telemetry)
+        sources, caches = _targets(recipe, manifest, pool, telemetry)
+        task = build_task(recipe, sources, layout.teacher)
+        plan = ViewPlan(recipe.seed, recipe.views, recipe.train.seed)
+        shards = recipe.run_dir / "shard-cache"
+        renderer = AlignedSamples(manifest, plan, pool, task.needs, caches, shards)
+        source = _loader(recipe, manifest, renderer, world, telemetry)
         found = checkpoint.latest(layout.checkpoints)
         restored = checkpoint.load(found) if found is not None else None
-        engine = Engine(DpalTask(recipe, targets), recipe.train, world, restored)
+        engine = Engine(task, recipe.train, world, restored)
         events = EventLog(layout.events, enabled=world.rank == 0)
         _write_start(events, engine, world)
         folder = layout.checkpoints
@@ -87,34 +93,33 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
 
 
 def _targets(
-    recipe: Recipe,
-    manifest: Manifest,
-    pool: BackgroundPool,
-    telemetry: Telemetry | None = None,
-) -> tuple[TargetSource, TargetCache | None]:
-    """Teacher targets: from the finished cache, or from the teacher itself."""
-    if recipe.train.targets == "cached":
-        cache = cache_of(recipe, manifest, pool, telemetry)
-        return CachedTargets(cache.header), cache
+    recipe: Recipe, manifest: Manifest, pool: BackgroundPool, telemetry: Telemetry | None = None
+) -> tuple[list[TargetSource], list[TargetCache]]:
+    """Every teacher's targets: from finished caches, or from the teachers themselves."""
+    sources: list[TargetSource] = []
+    caches = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return OnlineTargets(teacher_of(recipe).to(device), calibrate(recipe)), None
+    for index, single in enumerate(single_teacher_recipes(recipe)):
+        if recipe.train.targets == "cached":
+            cache = cache_of(single, manifest, pool, telemetry)
+            sources.append(CachedTargets(cache.header, index, covariance_of(single, cache)))
+            caches.append(cache)
+        else:
+            cache = calibrate(single)
+            teacher = teacher_of(single).to(device)
+            sources.append(OnlineTargets(teacher, cache.header, covariance_of(single, cache)))
+    return sources, caches
 
 
 def _loader(
-    recipe: Recipe,
-    manifest: Manifest,
-    pool: BackgroundPool,
-    cache: TargetCache | None,
-    world: World,
-    telemetry: Telemetry | None = None,
+    recipe: Recipe, manifest: Manifest, renderer: SampleRenderer, world: World, telemetry: Telemetry
 ) -> Loader:
     spec = recipe.train
     return Loader(
         open_store(recipe.data.shards, recipe.storage, telemetry=telemetry),
         manifest,
-        ViewPlan(recipe.seed, recipe.views),
-        pool,
-        cache,
+        recipe.seed + spec.seed,
+        renderer,
         Slice(spec.global_batch, spec.micro_batch, world.rank, world.size),
         max_pixels=recipe.data.max_pixels,
         threads=spec.loader_threads,
