@@ -1,4 +1,4 @@
-"""The `teacher` section of a recipe: one class for every kind of frozen teacher."""
+"""The `teacher` section of a recipe: one class for every family of frozen teachers."""
 
 from typing import Annotated, Literal
 
@@ -25,15 +25,16 @@ class TaughtTeacher(Section):
 
 
 class TimmTeacher(Section):
-    """Any timm ViT, from a local file or by name from the hub."""
+    """Any timm ViT or Swin, from a local file or by name from the hub."""
 
     kind: Literal["timm"]
     name: str = Field(description="timm model name, e.g. vit_small_patch14_dinov2.lvd142m")
     weights: str = Field("", description="local weights file; empty: fetched by name")
     tap: str = Field(
         "norm",
-        pattern=r"^(norm|block\d+)$",
-        description="'norm' (after the final norm) or 'block7' (output of block 7, 0-based)",
+        pattern=r"^(norm|block\d+|stage\d+)$",
+        description="'norm' (after the final norm), 'block7' (output of block 7 of a ViT, 0-based) "
+        "or 'stage2' (output of stage 2 of a Swin, 0-based)",
     )
     input: Pair = Field((256, 128), description="height and width the teacher is fed with")
     mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")
@@ -55,4 +56,75 @@ class OnnxTeacher(Section):
     batch_size: int = Field(32, ge=1, description="images in one teacher forward")
 
 
-Teacher = Annotated[TaughtTeacher | TimmTeacher | OnnxTeacher, Field(discriminator="kind")]
+class Published(Section):
+    """What every teacher with a published file of its own has in common."""
+
+    weights: str = Field(description="local weights file; its sizes are read from its tensors")
+    input: Pair = Field((256, 128), description="height and width the teacher is fed with")
+    mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")
+    std: Triple = Field(IMAGENET_STD, description="RGB standard deviation, pixels in 0..1")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the forward")
+    batch_size: int = Field(32, ge=1, description="images in one teacher forward")
+
+
+class VitTeacher(Published):
+    """A plain ViT in the layout of PATH, MAE, HAP, PASS or UniHCP.
+
+    The last block of published PATH files is probably untrained: their 'norm' is about block 10
+    through MAE's norm, 'block10' is the last block that was taught (see `dpal inspect`).
+    """
+
+    kind: Literal["path", "mae", "hap", "pass", "unihcp"]
+    tap: str = Field(
+        "norm",
+        pattern=r"^(norm|block\d+)$",
+        description="'norm' (after the final norm) or 'block7' (output of block 7, 0-based)",
+    )
+
+
+class SapiensTeacher(Published):
+    """A Sapiens ViT in mmpretrain's names, fed large and pooled to the student's grid."""
+
+    kind: Literal["sapiens"]
+    input: Pair = Field((1024, 512), description="height and width the teacher is fed with")
+    tap: str = Field(
+        "norm",
+        pattern=r"^(norm|block\d+)$",
+        description="'norm' (after the final norm) or 'block7' (output of block 7, 0-based)",
+    )
+    padding: Literal[0, 2] = Field(
+        0, description="patch padding: 0 (pre-trained files) or 2 (files fine-tuned for a task)"
+    )
+    batch_size: int = Field(4, ge=1, description="images in one teacher forward")
+
+
+class SoliderTeacher(Published):
+    """A SOLIDER Swin, steered between appearance (0) and semantics (1)."""
+
+    kind: Literal["solider"]
+    tap: str = Field(
+        "norm",
+        pattern=r"^(norm|stage[0-3])$",
+        description="'norm' or 'stage3' (last stage, stride 32), 'stage2' (stride 16), ...",
+    )
+    semantic_weight: float = Field(
+        1.0, ge=0, le=1, description="semantic weight; recorded in the identity of the targets"
+    )
+
+
+class MobileSamTeacher(Published):
+    """MobileSAM's image encoder with its neck: a dense teacher of 256 channels."""
+
+    kind: Literal["mobilesam"]
+
+
+Teacher = Annotated[
+    TaughtTeacher
+    | TimmTeacher
+    | OnnxTeacher
+    | VitTeacher
+    | SapiensTeacher
+    | SoliderTeacher
+    | MobileSamTeacher,
+    Field(discriminator="kind"),
+]

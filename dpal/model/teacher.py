@@ -1,7 +1,8 @@
 """Frozen teachers: uint8 views in, one global vector and a patch map on the student's grid out.
 
-A `Teacher` wraps a network (timm or ONNX) with everything a recipe decides: input size, pixel
-statistics, and the grid of the targets. `teacher_identity` says who it is without building it.
+A `Teacher` wraps a network (`dpal.model.networks`) with everything a recipe decides: input size,
+pixel statistics, and the grid of the targets. `teacher_identity` says who it is without building
+it.
 
 Legend: B images, H x W view pixels, D teacher width, N student patches.
 """
@@ -9,32 +10,30 @@ Legend: B images, H x W view pixels, D teacher width, N student patches.
 import hashlib
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpal.base.errors import ConfigError, DataError
-from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD, OnnxTeacher, TaughtTeacher, TimmTeacher
+from dpal.base.errors import ConfigError
+from dpal.base.teachers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MobileSamTeacher,
+    OnnxTeacher,
+    SapiensTeacher,
+    SoliderTeacher,
+    TaughtTeacher,
+    TimmTeacher,
+)
 from dpal.model import onnx_teacher, timm_teacher
+from dpal.model.networks import Network, PublishedSpec, Spec, build_network, taught_file
 from dpal.model.tokens import Tokens
+from dpal.model.weights import weights_path
 
 TEACHER_VERSION = 1  # raise it whenever the same weights and pixels would give other tokens
-Spec = TaughtTeacher | TimmTeacher | OnnxTeacher
-
-
-class Network(Protocol):
-    """A frozen network: normalised float [B, 3, h, w] to CLS [B, D] and a map [B, D, gh, gw].
-
-    `multiple` is what h and w must be a multiple of.
-    """
-
-    width: int
-    multiple: int
-
-    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]: ...
-    def to(self, device: torch.device) -> None: ...
+AVERAGE = "average where whole"
 
 
 class Teacher:
@@ -43,6 +42,8 @@ class Teacher:
     A view is resized (bicubic, antialiased) by the factors that bring a base view to
     the teacher's input, so a square composite stays square in the teacher's scale. A map on
     another grid than the student's is resampled (bilinear, antialiased); an equal one is untouched.
+    Published teachers' maps are averaged instead where whole patches make up a patch of the
+    student.
 
     Attributes:
         width: D.
@@ -96,8 +97,15 @@ class Teacher:
         grid = (size[0] // self.stride, size[1] // self.stride)
         dense = dense.float()
         if dense.shape[2:] != grid:
-            dense = F.interpolate(dense, grid, mode="bilinear", antialias=True)
+            dense = self._on_grid(dense, grid)
         return Tokens(cls.float(), dense.flatten(2).transpose(1, 2).contiguous())
+
+    def _on_grid(self, dense: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A map [B, D, h, w] on another `grid`."""
+        whole = dense.shape[2] % grid[0] == 0 and dense.shape[3] % grid[1] == 0
+        if whole and self.identity.get("resample") == AVERAGE:
+            return F.adaptive_avg_pool2d(dense, grid)
+        return F.interpolate(dense, grid, mode="bilinear", antialias=True)
 
 
 def build_teacher(
@@ -119,17 +127,8 @@ def build_teacher(
         StorageError: when weights by name cannot be fetched.
     """
     identity = teacher_identity(spec, taught_weights, view_size=view_size)
-    network: Network
-    if isinstance(spec, OnnxTeacher):
-        network = onnx_teacher.OnnxNetwork(
-            Path(spec.weights), spec.global_output, spec.dense_output, spec.input
-        )
-    elif isinstance(spec, TaughtTeacher):
-        network = timm_teacher.taught_network(_taught(taught_weights), spec.precision)
-    else:
-        path = timm_teacher.weights_file(spec.name, spec.weights)
-        network = timm_teacher.timm_network(spec.name, path, spec.tap, spec.input, spec.precision)
-    return Teacher(cast(Network, network), identity, stride=stride, view_size=view_size)
+    network = build_network(spec, taught_weights)
+    return Teacher(network, identity, stride=stride, view_size=view_size)
 
 
 def teacher_identity(
@@ -145,7 +144,7 @@ def teacher_identity(
     if isinstance(spec, TaughtTeacher):
         return {
             **common,
-            "weights": sha256_of(_taught(taught_weights)),
+            "weights": sha256_of(taught_file(taught_weights)),
             "tap": "norm",
             "input": list(view_size),
             "mean": list(IMAGENET_MEAN),
@@ -163,6 +162,8 @@ def teacher_identity(
             "precision": "fp32",
             "library": _library("onnxruntime"),
         }
+    if not isinstance(spec, TimmTeacher):
+        return {**common, **seen, **_published(spec)}
     return {
         **common,
         **seen,
@@ -180,10 +181,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _taught(path: Path | None) -> Path:
-    if path is None or not path.is_file():
-        raise DataError(f"the taught teacher {str(path)!r} does not exist; teach it first")
-    return path
+def _published(
+    spec: PublishedSpec,
+) -> dict[str, Any]:
+    """What, besides kind and input, decides the tokens of a teacher with a file of its own."""
+    identity: dict[str, Any] = {
+        "weights": sha256_of(weights_path(spec.weights)),
+        "precision": spec.precision,
+        "resample": AVERAGE,
+        "library": _library("timm"),
+    }
+    if not isinstance(spec, MobileSamTeacher):
+        identity["tap"] = spec.tap
+    if isinstance(spec, SapiensTeacher):
+        identity["padding"] = spec.padding
+    if isinstance(spec, SoliderTeacher):
+        identity["semantic_weight"] = spec.semantic_weight
+    return identity
 
 
 def _library(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Teachers from timm: any ViT with patch tokens, from a file or by name, strictly loaded.
+"""Teachers from timm: any ViT or Swin, from a file or by name, strictly loaded.
 
 Legend: B images, D width, gh x gw token grid.
 """
@@ -6,21 +6,19 @@ Legend: B images, D width, gh x gw token grid.
 import difflib
 import json
 import logging
-import pickle
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dpal.base.errors import ConfigError, StorageError
+from dpal.model.swin_teacher import SwinNetwork, is_swin, is_swin_model
 from dpal.model.timm_import import timm
+from dpal.model.weights import load_strictly, open_weights, read_weights, weights_path
 
-HEADS = ("head.", "head_dist.", "classifier.", "fc.")  # a classifier may be left out
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -37,10 +35,11 @@ class TimmNetwork:
         if blocks is None or not hasattr(model, "forward_intermediates"):
             raise ConfigError(
                 f"teacher.name: {type(model).__name__} has no transformer blocks with patch "
-                "tokens; accepted are timm's vision transformers"
+                "tokens; accepted are timm's vision transformers and Swins"
             )
-        self.block = None if tap == "norm" else int(tap.removeprefix("block"))
-        if self.block is not None and self.block >= len(blocks):
+        match = re.fullmatch(r"block(\d+)", tap)
+        self.block = None if match is None else int(match[1])
+        if tap != "norm" and (self.block is None or self.block >= len(blocks)):
             raise ConfigError(
                 f"teacher.tap={tap!r}: accepted are 'norm' and 'block0' to 'block{len(blocks) - 1}'"
             )
@@ -79,7 +78,7 @@ class TimmNetwork:
 
 def timm_network(
     name: str, weights: Path, tap: str, input_size: tuple[int, int], precision: str
-) -> TimmNetwork:
+) -> TimmNetwork | SwinNetwork:
     """Build `name` and load `weights` strictly.
 
     The position embedding keeps the grid of the weights and is resampled once, straight to each
@@ -88,6 +87,8 @@ def timm_network(
     _check_name(name)
     state = read_weights(weights)
     options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+    if is_swin(name):
+        options["always_partition"] = True  # keep the window that was trained
     try:
         model = timm.create_model(name, pretrained=False, **options)
         if _positions(state) != _positions(model.state_dict()):
@@ -107,19 +108,20 @@ def timm_network(
         except (KeyError, RuntimeError, AssertionError, AttributeError, ValueError) as error:
             raise ConfigError(f"{weights}: not weights of {name!r} ({error})") from None
     load_strictly(model, state, weights)
+    if is_swin_model(model):
+        return SwinNetwork(model, tap, DTYPES[precision])
     return TimmNetwork(model, tap, precision)
 
 
 def taught_network(weights: Path, precision: str) -> TimmNetwork:
     """The ViT whose timm arguments are in the metadata `arch` of its safetensors file."""
-    state = read_weights(weights)
-    with safe_open(weights, "pt") as file:
-        arch = (file.metadata() or {}).get("arch")
+    file = open_weights(weights)
+    arch = file.metadata.get("arch")
     if arch is None:
         raise ConfigError(f"{weights}: its metadata has no key 'arch' with the ViT's arguments")
     arguments = {**json.loads(arch), "num_classes": 0, "dynamic_img_size": True}
     model = timm.models.vision_transformer.VisionTransformer(**arguments)
-    load_strictly(model, state, weights)
+    load_strictly(model, file.state, weights)
     return TimmNetwork(model, "norm", precision)
 
 
@@ -131,9 +133,7 @@ def weights_file(name: str, weights: str) -> Path:
         StorageError: when the hub cannot be reached and the file was not fetched before.
     """
     if weights:
-        if not Path(weights).is_file():
-            raise ConfigError(f"teacher.weights={weights!r} does not exist")
-        return Path(weights)
+        return weights_path(weights)
     _check_name(name)
     published = timm.get_pretrained_cfg(name)
     if published is None or not published.hf_hub_id:
@@ -156,50 +156,6 @@ def weights_file(name: str, weights: str) -> Path:
         ) from None
     finally:
         log.setLevel(level)
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """State dict of a safetensors file or a torch file without code. Raises ConfigError."""
-    accepted = "accepted are .safetensors files and torch state dicts"
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ConfigError(f"{path}: holds pickled code, which is never run; {accepted}") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first = str(error).splitlines() or [type(error).__name__]
-        raise ConfigError(f"{path}: cannot be read ({first[0]}); {accepted}") from None
-    if not isinstance(state, dict):
-        raise ConfigError(f"{path}: holds a {type(state).__name__}; {accepted}")
-    for wrapper in ("model", "state_dict"):
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    return state
-
-
-def load_strictly(model: nn.Module, state: dict[str, Any], source: Path) -> None:
-    """Load `state`; every key must match but those of a classifier. Raises ConfigError."""
-    wanted = model.state_dict()
-    state = {key: value for key, value in state.items() if key in wanted or not _is_head(key)}
-    faults = [f"missing {key}" for key in sorted(wanted.keys() - state.keys())]
-    faults += [f"unexpected {key}" for key in sorted(state.keys() - wanted.keys())]
-    for key in sorted(wanted.keys() & state.keys()):
-        shape = getattr(state[key], "shape", None)
-        if shape != wanted[key].shape:
-            have = "no tensor" if shape is None else list(shape)
-            faults.append(f"{key} is {have}, not {list(wanted[key].shape)}")
-    if faults:
-        more = f", and {len(faults) - 20} more" if len(faults) > 20 else ""
-        raise ConfigError(
-            f"{source}: does not fit {type(model).__name__}: {', '.join(faults[:20])}{more}"
-        )
-    model.load_state_dict(state)
-
-
-def _is_head(key: str) -> bool:
-    return key.startswith(HEADS)
 
 
 def _positions(state: dict[str, Any]) -> int | None:

@@ -1,0 +1,1 @@
+"""Published teachers: one file per family of layouts."""

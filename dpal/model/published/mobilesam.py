@@ -1,0 +1,103 @@
+"""MobileSAM's image encoder as a teacher: TinyViT with a neck, at any input size.
+
+The file's encoder is timm's TinyViT under other names, with two differences: the last merging
+keeps its stride (so that a map has stride 16), and a neck brings it to SAM's 256 channels.
+A file of MobileSAM also holds SAM's prompt encoder and mask decoder; they are left out.
+
+Legend: B images, C channels of the neck, h x w map.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpal.base.errors import ConfigError
+from dpal.model.timm_import import timm
+from dpal.model.weights import bare, count_of, load_strictly, tensor_of
+
+ENCODER = "image_encoder."
+DROPPED = ("mask_decoder.", "prompt_encoder.", "head.", "norm_head.")
+STAGES = 4
+STRIDE = 16
+
+
+class Encoder(nn.Module):
+    """TinyViT and SAM's neck: normalised [B, 3, H, W] to a map [B, C, H / 16, W / 16]."""
+
+    def __init__(self, tiny: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.patch_embed, self.stages = tiny.patch_embed, tiny.stages
+        self.stages[-1].downsample.conv2.conv.stride = (1, 1)
+        norm = timm.layers.LayerNorm2d
+        self.neck = nn.Sequential(
+            nn.Conv2d(tiny.num_features, channels, 1, bias=False),
+            norm(channels, eps=1e-6),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            norm(channels, eps=1e-6),
+        )
+
+    def forward(self, planes: Tensor) -> Tensor:
+        return self.neck(self.stages(self.patch_embed(planes)))
+
+
+class MobileSamNetwork:
+    """The encoder as a teacher network; the global vector is the mean of the map."""
+
+    def __init__(self, model: Encoder, dtype: torch.dtype) -> None:
+        self.model = model.eval().requires_grad_(False).to(dtype)
+        self.dtype = dtype
+        self.width = int(model.neck[0].out_channels)
+        self.multiple = STRIDE
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self.model.to(device)
+
+    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float [B, 3, H, W] to a global vector [B, C] and a map [B, C, h, w]."""
+        dense = self.model(planes.to(self.dtype)).float()
+        return dense.mean((2, 3)), dense
+
+
+def load_mobilesam(state: dict[str, Any], source: Path) -> tuple[Encoder, dict[str, int]]:
+    """The encoder of a MobileSAM file, and what was left out. Raises ConfigError."""
+    stripped = bare(state, source, prefixes=("module.", ENCODER), droppable=DROPPED)
+    rest = stripped.state
+    widths = [tensor_of(rest, "patch_embed.seq.2.c.weight", source, 4).shape[0]]
+    for i in range(STAGES - 1):
+        widths.append(tensor_of(rest, f"layers.{i}.downsample.conv3.c.weight", source, 4).shape[0])
+    # stage 0 is convolutional; its window and heads are never used
+    biases = [torch.Size((1, 1))]
+    for i in range(1, STAGES):
+        key = f"layers.{i}.blocks.0.attn.attention_biases"
+        biases.append(tensor_of(rest, key, source, 2).shape)
+        if widths[i] % biases[i][0] or round(biases[i][1] ** 0.5) ** 2 != biases[i][1]:
+            raise ConfigError(f"{source}: {key} is {list(biases[i])}: no table of a window")
+    tiny = timm.models.tiny_vit.TinyVit(
+        num_classes=0,
+        embed_dims=tuple(widths),
+        depths=tuple(count_of(rest, rf"layers\.{i}\.blocks\.(\d+)\.") for i in range(STAGES)),
+        num_heads=tuple(shape[0] for shape in biases),
+        window_sizes=tuple(round(shape[1] ** 0.5) for shape in biases),
+    )
+    neck = tensor_of(rest, "neck.0.weight", source, 4)
+    model = Encoder(tiny, neck.shape[0])
+    load_strictly(model, rest, source, name_in_file=file_name)
+    return model, stripped.dropped
+
+
+def file_name(key: str) -> str:
+    """The file's name of a tensor of `Encoder`.
+
+    A merging stands before its stage here and behind the previous one in the file.
+    """
+    key = re.sub(
+        r"^patch_embed\.conv(\d)\.", lambda m: f"patch_embed.seq.{2 * int(m[1]) - 2}.", key
+    )
+    key = re.sub(
+        r"^stages\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key
+    )
+    return re.sub(r"^stages\.", "layers.", key).replace(".conv.", ".c.")

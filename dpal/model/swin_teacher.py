@@ -1,0 +1,68 @@
+"""Teachers from timm's Swin family, read at one stage, at any input size.
+
+A window stays as large as it was trained: a map that it does not tile is padded, never squeezed
+into another window, so that one network serves base views and square composites alike.
+
+Legend: B images, C channels, h x w map.
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from dpal.base.errors import ConfigError
+from dpal.model.timm_import import timm
+
+
+class SwinNetwork:
+    """A timm Swin read at one tap; the global vector is the mean of the map.
+
+    Args:
+        model: a Swin that takes any input size.
+        tap: "norm" (last stage and the final norm) or "stage<k>" (output of stage k, from 0,
+            before any norm; stage k has stride 4 * 2 ** k).
+    """
+
+    def __init__(self, model: nn.Module, tap: str, dtype: torch.dtype) -> None:
+        count = len(model.layers)
+        match = re.fullmatch(r"stage(\d+)", tap)
+        if tap != "norm" and (match is None or int(match[1]) >= count):
+            raise ConfigError(
+                f"teacher.tap={tap!r}: accepted are 'norm' and 'stage0' to 'stage{count - 1}'"
+            )
+        self.stage = None if match is None else int(match[1])
+        self.dtype = dtype
+        self.model = model.eval().requires_grad_(False).to(dtype)
+        info = model.feature_info[count - 1 if self.stage is None else self.stage]
+        self.width, self.multiple = int(info["num_chs"]), int(info["reduction"])
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self.model.to(device)
+
+    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised float [B, 3, H, W] to a global vector [B, C] and a map [B, C, h, w]."""
+        planes = planes.to(self.dtype)
+        if self.stage is None:
+            dense = self.model.forward_features(planes).permute(0, 3, 1, 2)
+        else:
+            (dense,) = self.model.forward_intermediates(
+                planes, indices=[self.stage], stop_early=True, intermediates_only=True
+            )
+        dense = dense.float()
+        return dense.mean((2, 3)), dense
+
+
+def is_swin(name: str) -> bool:
+    """Whether a timm name is of a Swin or Swin V2."""
+    return name.startswith(("swin_", "swinv2_")) and not name.startswith("swinv2_cr_")
+
+
+def is_swin_model(model: nn.Module) -> bool:
+    """Whether a timm model is a Swin or Swin V2."""
+    families = (
+        timm.models.swin_transformer.SwinTransformer,
+        timm.models.swin_transformer_v2.SwinTransformerV2,
+    )
+    return isinstance(model, families)
