@@ -94,10 +94,8 @@ def file_name(key: str) -> str:
 
     A merging stands before its stage here and behind the previous one in the file.
     """
-    key = re.sub(
-        r"^patch_embed\.conv(\d)\.", lambda m: f"patch_embed.seq.{2 * int(m[1]) - 2}.", key
-    )
-    key = re.sub(
-        r"^stages\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key
-    )
+    if match := re.match(r"patch_embed\.conv(\d)(.*)", key):
+        key = f"patch_embed.seq.{2 * int(match[1]) - 2}{match[2]}"
+    elif match := re.match(r"stages\.(\d)\.downsample(.*)", key):
+        key = f"layers.{int(match[1]) - 1}.downsample{match[2]}"
     return re.sub(r"^stages\.", "layers.", key).replace(".conv.", ".c.")
