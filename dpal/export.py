@@ -1,8 +1,11 @@
 """Write a trained student for others: timm's `local-dir:` folder, or ONNX; checked by features.
 
 The folder needs timm and nothing of this package: the tensors carry timm's names, `config.json`
-is timm's, and `load.py` sets the one thing timm's configuration cannot say (another number of
-heads in the last block). Every export is loaded back and compared before it may be used.
+is timm's, and `load.py` sets what timm's configuration cannot say (another number of heads in the
+last block of a ViT, a network without its head). Every export is loaded back and compared before
+it may be used.
+
+Legend: B images, N tokens, D width, H x W pixels.
 """
 
 import importlib.util
@@ -19,8 +22,11 @@ from torch import Tensor, nn
 
 from dpal.base.errors import DataError
 from dpal.base.students import PATCH
+from dpal.base.students import Student as StudentSpec
 from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
-from dpal.model.student import Student, normalise
+from dpal.export_loaders import LOADERS
+from dpal.model.student import SHAPES, Student, VitStudent, normalise
+from dpal.model.students.pyramid import timm_arguments, timm_name
 from dpal.model.timm_import import timm  # noqa: F401  (load.py imports timm after this door)
 
 ARCHITECTURES = {
@@ -30,34 +36,6 @@ ARCHITECTURES = {
 }
 TOLERANCE = 1e-4
 WEIGHTS, CONFIG, LOADER, ONNX = "model.safetensors", "config.json", "load.py", "model.onnx"
-
-LOADER_SOURCE = '''\
-"""Load this backbone with timm and nothing else.
-
-    from load import load
-    model, transform = load()
-    tokens = model.forward_features(transform(image)[None])  # [1, 1 + N, D]: CLS, then patches
-"""
-
-import json
-import shutil
-import warnings
-from pathlib import Path
-
-import timm
-from timm.data import create_transform, resolve_model_data_config
-
-
-def load(folder=Path(__file__).parent, **overrides):
-    """Return (model in evaluation mode, transform for a PIL image)."""
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **overrides).eval()
-    heads = json.loads((Path(folder) / "config.json").read_text())["heads_per_block"]
-    for block, count in zip(model.blocks, heads, strict=True):
-        block.attn.num_heads = count
-        block.attn.head_dim = block.attn.qkv.in_features // count
-        block.attn.scale = block.attn.head_dim**-0.5
-    return model, create_transform(**resolve_model_data_config(model), is_training=False)
-'''
 
 
 class Parity(NamedTuple):
@@ -78,47 +56,89 @@ class Parity(NamedTuple):
 
 def timm_config(student: Student) -> dict[str, Any]:
     """The `config.json` of a student, in the format of timm's `local-dir:` and hub loaders."""
-    height, width = student.patch_embed.img_size
-    heads = [block.attn.num_heads for block in student.blocks]
+    family = _vit_config(student) if isinstance(student, VitStudent) else _pyramid_config(student)
+    names = family.pop("names")
+    height, width = student.input_size
+    pretrained = {
+        "input_size": [3, height, width],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+        "num_classes": 0,
+        "pool_size": None,
+        **names,
+    }
     return {
-        "architecture": ARCHITECTURES[student.embed_dim],
+        **family,
         "num_classes": 0,
         "num_features": student.embed_dim,
-        "global_pool": "token",
-        "model_args": {
-            "img_size": [height, width],
-            "num_heads": heads[0],
-            "num_classes": 0,
-            "global_pool": "token",
-        },
-        "pretrained_cfg": {
-            "input_size": [3, height, width],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "squash",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "num_classes": 0,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
+        "pretrained_cfg": pretrained,
         "patch_size": PATCH,
+        "student": student.spec.model_dump(mode="json"),
+    }
+
+
+def _vit_config(student: VitStudent) -> dict[str, Any]:
+    heads = [block.attn.num_heads for block in student.blocks]
+    arguments = {
+        "img_size": list(student.input_size),
+        "num_heads": heads[0],
+        "num_classes": 0,
+        "global_pool": "token",
+    }
+    if student.spec.layer_scale:
+        arguments["init_values"] = student.spec.layer_scale
+    return {
+        "architecture": ARCHITECTURES[student.embed_dim],
+        "global_pool": "token",
+        "model_args": arguments,
+        "names": {"first_conv": "patch_embed.proj", "classifier": "head"},
         "heads_per_block": heads,
         "position_resize": student.positions,
     }
 
 
+def _pyramid_config(student: Student) -> dict[str, Any]:
+    own = student.timm_module.pretrained_cfg
+    return {
+        "architecture": timm_name(student.spec),
+        "model_args": {**timm_arguments(student.spec), "num_classes": 0},
+        "names": {key: own[key] for key in ("first_conv", "classifier") if key in own},
+    }
+
+
+def spec_of(config: dict[str, Any]) -> StudentSpec:
+    """The student section behind a `config.json`, also of one that does not hold it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not the configuration of an exported student.
+    """
+    if "student" in config:
+        return StudentSpec.model_validate(config["student"])
+    height, width = config["model_args"]["img_size"]
+    sizes = {shape.width: (name, shape) for name, shape in SHAPES.items()}
+    name, shape = sizes[config["num_features"]]
+    values = {"name": name, "height": height, "width": width}
+    values["positions"] = config["position_resize"]
+    heads = [int(count) for count in config["heads_per_block"]]
+    if heads[0] == shape.paper_heads:
+        return StudentSpec.model_validate({**values, "last_heads": heads[-1]})
+    return StudentSpec.model_validate({**values, "heads": "timm"})
+
+
 def write_timm(student: Student, folder: Path) -> None:
     """Write weights, configuration and loader into an existing folder."""
     tensors = {
-        name: tensor.detach().float().cpu().contiguous()
-        for name, tensor in student.state_dict().items()
+        name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in student.timm_module.state_dict().items()
+        if name != "mask_token"
     }
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(timm_config(student), indent=2) + "\n")
-    (folder / LOADER).write_text(LOADER_SOURCE)
+    (folder / LOADER).write_text(LOADERS[student.spec.family])
     shutil.copymode(folder / LOADER, folder / WEIGHTS)  # safetensors lets only the owner read
 
 
@@ -127,10 +147,9 @@ def write_onnx(student: Student, path: Path) -> None:
 
     The batch is dynamic; height and width are the student's own.
     """
-    height, width = student.patch_embed.img_size
-    example = torch.zeros(2, 3, height, width, device=student.cls_token.device)
+    example = torch.zeros(2, 3, *student.input_size, device=student.device)
     names = ("pixels", "cls", "patches")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), student.traceable():
         warnings.simplefilter("ignore")  # the tracer warns of branches on the (fixed) image size
         torch.onnx.export(
             student.eval(),
@@ -161,7 +180,8 @@ def check_timm(student: Student, folder: Path, views: np.ndarray) -> Parity:
     exported: nn.Module = module.load(folder)[0]
     pixels, expected = _expected(student, views)
     with torch.no_grad():
-        found = exported.forward_features(pixels)  # [B, 1 + N, D]
+        cls, patches = module.features(exported, pixels)
+    found = torch.cat([cls[:, None], patches], dim=1)  # [B, 1 + N, D]
     return _compare(found, expected, folder / WEIGHTS)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from dpal import export
 from dpal.base.config import load_recipe
@@ -18,17 +19,17 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.students import Student as StudentSpec
 from dpal.checkpoint import Checkpoint, latest
-from dpal.model.student import SHAPES, FrozenStudent, Student, build_student, set_heads
+from dpal.model.student import FrozenStudent, Student, build_student
 from dpal.model.teacher import sha256_of, teacher_identity
 from dpal.model.tokens import FrozenBackbone
-from jobs.cache_plan import stride_of, teacher_of
+from jobs.cache_plan import single_teacher_recipes, stride_of, teacher_names, teacher_of
 
 
 class Candidate(NamedTuple):
     """A backbone that can be scored; nothing is loaded before `open` is called.
 
     Attributes:
-        name: `student`, `teacher` or `untrained`.
+        name: `student`, `untrained`, or one of `jobs.cache_plan.teacher_names`.
         model_id: digest of the weights and of everything that decides how they are read.
         view_size: height and width of the pixels it is given.
         open: builds the backbone, once.
@@ -43,13 +44,15 @@ class Candidate(NamedTuple):
 
 
 def candidates_of(recipe: Recipe) -> list[Candidate]:
-    """Student, teacher and untrained student of a run.
+    """Student, every teacher and untrained student of a run.
 
     Raises:
         ConfigError, DataError: no committed checkpoint, or no weights of the teacher.
     """
     found = _latest(recipe.run_dir)
-    return [_trained(recipe, found), _teacher(recipe), _untrained(recipe)]
+    named = zip(single_teacher_recipes(recipe), teacher_names(recipe), strict=True)
+    teachers = [_teacher(single, name) for single, name in named]
+    return [_trained(recipe, found), *teachers, _untrained(recipe)]
 
 
 def open_model(folder: Path) -> Candidate:
@@ -96,7 +99,8 @@ def _trained(recipe: Recipe, found: Checkpoint) -> Candidate:
     return Candidate("student", _digest(found.digest, spec, size), size, cache(build))
 
 
-def _teacher(recipe: Recipe) -> Candidate:
+def _teacher(recipe: Recipe, name: str) -> Candidate:
+    """The one teacher of a recipe."""
     size = recipe.views.height, recipe.views.width
     weights = RunLayout(recipe.run_dir).teacher
 
@@ -105,7 +109,7 @@ def _teacher(recipe: Recipe) -> Candidate:
 
     identity = teacher_identity(recipe.teacher, weights, view_size=size)
     model_id = _digest(identity, stride_of(recipe), size)
-    return Candidate("teacher", model_id, size, cache(build), recipe.teacher.batch_size)
+    return Candidate(name, model_id, size, cache(build), recipe.teacher.batch_size)
 
 
 def _untrained(recipe: Recipe) -> Candidate:
@@ -123,13 +127,7 @@ def _exported(folder: Path) -> Candidate:
     config, path = folder / export.CONFIG, folder / export.WEIGHTS
     try:
         values: dict[str, Any] = json.loads(config.read_text())
-        height, width = values["model_args"]["img_size"]
-        name = {shape.width: name for name, shape in SHAPES.items()}[values["num_features"]]
-        positions = values["position_resize"]
-        spec = StudentSpec.model_validate(
-            {"name": name, "height": height, "width": width, "positions": positions}
-        )
-        heads = [int(count) for count in values["heads_per_block"]]
+        spec = export.spec_of(values)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{config} is not the configuration of an exported student") from error
     if not path.is_file():
@@ -137,19 +135,24 @@ def _exported(folder: Path) -> Candidate:
 
     def build() -> FrozenBackbone:
         student = build_student(spec)
-        load_weights(student, path)
-        for block, count in zip(student.blocks, heads, strict=True):
-            set_heads(block.attn, count)
-        return _frozen(student, height)
+        load_weights(student.timm_module, path)
+        return _frozen(student, spec.height)
 
-    size = (height, width)
+    size = (spec.height, spec.width)
     return Candidate("student", _digest(sha256_of(path), values, size), size, cache(build))
 
 
-def load_weights(student: Student, path: Path) -> None:
-    """Load a safetensors file strictly. Raises DataError when it does not fit."""
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file strictly, but for a mask token, which only training has a use for.
+
+    Raises:
+        DataError: when the file does not fit.
+    """
     try:
-        student.load_state_dict(load_file(path), strict=True)
+        tensors = load_file(path)
+        if "mask_token" not in network.state_dict():
+            tensors.pop("mask_token", None)
+        network.load_state_dict(tensors, strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise DataError(f"{path} does not hold the weights of this student ({reason})") from None

@@ -7,7 +7,23 @@ from dpal.base.teachers import TimmTeacher
 from dpal.export import Parity
 from jobs.report_data import Score
 
-NAMES = {"vit_tiny": "ViT-Ti/16", "vit_small": "ViT-S/16", "vit_base": "ViT-B/16"}
+_VIT_USE = """\
+    from load import load                     # needs timm only
+    model, transform = load()
+    pixels = transform(image)[None]           # a PIL image of one person
+    tokens = model.forward_features(pixels)   # [1, 1 + N, D]: global token, then patch tokens
+"""
+_PYRAMID_USE = """\
+    from load import features, load                   # needs timm only
+    model, transform = load()
+    pixels = transform(image)[None]                   # a PIL image of one person
+    vector, tokens = features(model, pixels)          # [1, D], and [1, N, D] at stride 16
+    last = model.forward_features(pixels)             # the network's own last map
+"""
+_HEADS = """
+The last block has another number of attention heads than the others, which a timm configuration
+cannot say. `load.py` sets it; without it the features are wrong.
+"""
 
 
 def model_card(
@@ -20,27 +36,19 @@ def model_card(
 ) -> str:
     """Markdown with the front matter that model hubs read."""
     student = recipe.student
-    heads = ""
-    if student.heads == "paper":
-        heads = (
-            "\nThe last block has another number of attention heads than the others, which a timm "
-            "configuration\ncannot say. `load.py` sets it; without it the features are wrong.\n"
-        )
+    use = _VIT_USE if student.family == "vit" else _PYRAMID_USE
+    heads = _HEADS if student.family == "vit" and student.heads == "paper" else ""
     return f"""---
 library_name: timm
 tags: [image-feature-extraction, human-centric]
 ---
 # {recipe.name}
 
-A {NAMES[student.name]} backbone for images of persons, {student.height} × {student.width} pixels,
+A {student.title} backbone for images of persons, {student.height} × {student.width} pixels,
 pretrained without labels by dynamic pattern alignment with a frozen teacher
 ([DPAL](https://arxiv.org/abs/2508.07144)).
 
-    from load import load                     # needs timm only
-    model, transform = load()
-    pixels = transform(image)[None]           # a PIL image of one person
-    tokens = model.forward_features(pixels)   # [1, 1 + N, D]: global token, then patch tokens
-{heads}
+{use}{heads}
 | | |
 |---|---|
 | images | {num_images:,}, from {_source(recipe)} |

@@ -4,7 +4,7 @@ Legend: B images, H x W pixels, N = H / 16 * W / 16 tokens, D width, P places th
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from dpal.model.tokens import Tokens
 
 
 class Student(nn.Module):
-    """A backbone that is trained; its state dict carries timm's names.
+    """A backbone that is trained.
 
     Attributes:
         spec: the section of the recipe that it was built from.
@@ -43,6 +43,15 @@ class Student(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    @property
+    def timm_module(self) -> nn.Module:
+        """The network whose state dict carries timm's names, and a mask token where it has one."""
+        return self
+
+    def traceable(self) -> AbstractContextManager[None]:
+        """Within: a forward at `input_size` can be traced to a graph (ONNX)."""
+        return nullcontext()
 
     @property
     def num_drop_paths(self) -> int:

@@ -7,6 +7,8 @@ Legend: B images, H x W pixels, D channels of the last map, h x w its size, r = 
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,6 +70,24 @@ class PyramidStudent(Student):
         )
         return maps[-1]
 
+    @property
+    def timm_module(self) -> nn.Module:
+        """timm's network, without its head."""
+        return self.net
+
+    @contextmanager
+    def traceable(self) -> Iterator[None]:
+        """Within: Swin's masks are constants of `input_size`; a tracer gets their making wrong."""
+        blocks = [block for block in self.net.modules() if getattr(block, "dynamic_mask", False)]
+        try:
+            for block in blocks:
+                block.attn_mask = block.get_attn_mask(device=self.device, dtype=torch.float32)
+                block.dynamic_mask = False
+            yield
+        finally:
+            for block in blocks:
+                block.attn_mask, block.dynamic_mask = None, True
+
 
 def upsample(features: Tensor, factor: int) -> Tensor:
     """Map [B, D, h, w] at `factor` times its resolution, bicubic.
@@ -91,7 +111,9 @@ def timm_arguments(spec: StudentSpec) -> dict[str, Any]:
     """Arguments of timm's constructor that decide what the network computes.
 
     Swin keeps windows of 7 x 7 in every stage and pads small maps to them, as detectors do; the
-    shapes of its tensors are then those of any Swin with window 7, whatever the input size.
+    shapes of its tensors are then those of any Swin with window 7, whatever the input size. timm
+    shifts a map before it pads it, where other Swins pad first: near the padded edges their
+    features differ from these a little.
     """
     if spec.family != "swin":
         return {}
