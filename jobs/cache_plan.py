@@ -4,6 +4,8 @@ A recipe with several teachers has one cache for each: the functions below take 
 teacher, as `single_teacher_recipes` gives them.
 """
 
+from pathlib import Path
+
 import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
@@ -23,6 +25,26 @@ from dpal.views import ViewPlan
 def single_teacher_recipes(recipe: Recipe) -> tuple[Recipe, ...]:
     """The recipe once for each of its teachers, in order; none for a method without a teacher."""
     return tuple(recipe.with_teacher(teacher) for teacher in recipe.teachers)
+
+
+def teacher_names(recipe: Recipe) -> tuple[str, ...]:
+    """What each teacher is called in tables: `teacher`, or `teacher <name>` among several.
+
+    The name is the network's, or else the weights file's, or else the kind; equal ones are
+    numbered.
+    """
+    if len(recipe.teachers) < 2:
+        return ("teacher",) * len(recipe.teachers)
+    plain = [
+        getattr(teacher, "name", "") or Path(getattr(teacher, "weights", "")).stem or teacher.kind
+        for teacher in recipe.teachers
+    ]
+    return tuple(
+        f"teacher {name}"
+        if plain.count(name) == 1
+        else f"teacher {name} {plain[:i].count(name) + 1}"
+        for i, name in enumerate(plain)
+    )
 
 
 def stride_of(recipe: Recipe) -> int:

@@ -43,6 +43,8 @@ NUM_IMAGES = 8
 def run(recipe: Recipe) -> StageResult:
     """Draw what can be drawn: views always, masks with a teacher, features with a checkpoint too.
 
+    Of several teachers the first is drawn.
+
     Raises:
         DataError: when there are no shards yet.
     """
@@ -83,7 +85,7 @@ def _draw(recipe: Recipe, sample: Sample, header: TargetHeader | None) -> list[D
         own_pair = tokens_of(student, sample.composites)
     return [
         *drawn,
-        draw_masks(sample, single, header, used=recipe.loss.shape_mask != "none"),
+        draw_masks(sample, single, header, recipe.loss.shape_mask),
         draw_features(sample, single, own_single),
         draw_similarity(sample, pair, own_pair),
     ]
@@ -112,7 +114,9 @@ def _header(recipe: Recipe, manifest: Manifest, pool: BackgroundPool) -> TargetH
 
 
 def _has_teacher(recipe: Recipe) -> bool:
-    """False where a taught teacher is not taught yet."""
+    """False without a teacher, and where a taught one is not taught yet."""
+    if recipe.teacher is None:
+        return False
     return recipe.teacher.kind != "taught" or RunLayout(recipe.run_dir).teacher.is_file()
 
 

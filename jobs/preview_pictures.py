@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_tools.loader import BLUR_PROBABILITY
+from data_tools.aligned_samples import BLUR_PROBABILITY
 from dpal.augment import add_noise
 from dpal.calibration import fit_header
 from dpal.model.tokens import FrozenBackbone, Tokens
-from dpal.targets import TargetDefinition, TargetHeader, shape_mask
+from dpal.shape_mask import mask_of
+from dpal.targets import TargetDefinition, TargetHeader
 from dpal.views import CompositeSpec, ViewPlan, render, render_composite
 from dpal.visualize import (
     PLATE,
@@ -120,27 +121,32 @@ def draw_composites(sample: Sample) -> Drawn:
     )
 
 
-def draw_masks(
-    sample: Sample, teacher: Tokens, header: TargetHeader | None, *, used: bool
-) -> Drawn:
+def draw_masks(sample: Sample, teacher: Tokens, header: TargetHeader | None, kind: str) -> Drawn:
     """The shape mask that weights the local loss.
 
     Args:
         teacher: tokens of the base views.
         header: of the target cache; None fits the mask on these few images instead.
-        used: whether the recipe weights the loss by the mask.
+        kind: `loss.shape_mask`; where it is `none`, the fixed mask is drawn to look at.
     """
     grid = _grid(sample.bases, teacher)
     fitted = header or _fit_mask(teacher, grid)
-    masks = shape_mask(teacher.patches, fitted).numpy().reshape(-1, *grid)
+    shown = "fixed" if kind == "none" else kind
+    masks = mask_of(shown, teacher.patches, fitted).numpy().reshape(-1, *grid)
     overlays = [heat_overlay(v, m) for v, m in zip(sample.bases, masks, strict=True)]
-    origin = "stored with the target cache" if header else "fitted on these images only"
+    stored = header is not None and kind != "per-batch"
+    origin = "stored with the target cache" if stored else "fitted on these images only"
+    notes = {
+        "none": " This run does not use it: loss.shape_mask is none.",
+        "flipped": " Turned round, since loss.shape_mask is flipped: bright where no person is.",
+        "per-batch": " Training fits it to each batch anew (loss.shape_mask is per-batch).",
+    }
     return Drawn(
         "masks",
         "Shape mask",
         "How much each patch counts in the local shape loss, from 0 (dark) to 1 (bright): the "
         f"first principal component of the teacher's patch tokens, {origin}. It should be bright "
-        f"on the person.{'' if used else ' This run does not use it: loss.shape_mask is none.'}",
+        f"on the person.{notes.get(kind, '')}",
         mosaic([list(sample.bases), overlays], row_labels=["view", "mask"]),
     )
 

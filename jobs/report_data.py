@@ -17,7 +17,6 @@ from jobs.preview_index import Preview, read_previews
 LOSS_TERMS = ("identity", "shape", "relation", "router", "expert")
 PATTERNS = ("identity", "shape", "relation")
 ROUTING_ROWS = 10  # logged steps that the router table is the mean of
-MODELS = ("untrained", "student", "teacher")
 
 
 class Step(NamedTuple):
@@ -62,7 +61,10 @@ class History:
 
 
 class Score(NamedTuple):
-    """One metric of one task, in percent, for each model that was scored."""
+    """One metric of one task, in percent, for each model that was scored.
+
+    Of several teachers, `teacher` is the best in this metric.
+    """
 
     task: str
     data: str
@@ -168,9 +170,13 @@ def read_scores(path: Path) -> tuple[Score, ...]:
         for metric, value in entry.get("metrics", {}).items():
             key = (entry.get("task", ""), entry.get("data", ""), metric)
             table.setdefault(key, {})[entry.get("model", "")] = float(value)
-    return tuple(
-        Score(*key, *(models.get(model) for model in MODELS)) for key, models in table.items()
-    )
+    return tuple(_score(key, models) for key, models in table.items())
+
+
+def _score(key: tuple[str, str, str], models: dict[str, float]) -> Score:
+    teachers = [value for name, value in models.items() if name.startswith("teacher")]
+    best = max(teachers, default=None)
+    return Score(*key, models.get("untrained"), models.get("student"), best)
 
 
 def _mean_table(tables: list[list[list[float]]]) -> tuple[tuple[float, ...], ...]:

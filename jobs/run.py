@@ -38,9 +38,9 @@ def run(recipe: Recipe) -> list[StageResult]:
 
 def _needed(recipe: Recipe) -> Iterator[tuple[str, Callable[[Recipe], StageResult]]]:
     unneeded = set()
-    if recipe.teacher.kind != "taught":
+    if all(teacher.kind != "taught" for teacher in recipe.teachers):
         unneeded.add("teach")
-    if recipe.train.targets == "online":
+    if recipe.train.targets == "online" or not recipe.teachers:
         unneeded.add("cache")
     if not recipe.evaluate:
         unneeded.add("evaluate")

@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
     Attributes:
         task: `reid` or `parsing`.
-        model: `student`, `teacher` or `untrained`.
+        model: `student`, `untrained`, `teacher`, or `teacher <name>` of several.
         data: the folder as the recipe names it.
         metrics: scores in percent, by name.
         model_id: digest of the weights and of how they are read.
@@ -69,10 +69,13 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for (task, data), group in _by_data(rows).items():
         title = f"{task}, {data} (%)"
-        lines.append(f"{title:<40}" + "".join(f"{row.model:>11}" for row in group))
+        widths = [max(11, len(row.model) + 2) for row in group]
+        heads = (f"{row.model:>{width}}" for row, width in zip(group, widths, strict=True))
+        lines.append(f"{title:<40}" + "".join(heads))
         for name in dict.fromkeys(name for row in group for name in row.metrics):
             cells = (f"{row.metrics[name]:.1f}" if name in row.metrics else "-" for row in group)
-            lines.append(f"  {name:<38}" + "".join(f"{cell:>11}" for cell in cells))
+            aligned = (f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            lines.append(f"  {name:<38}" + "".join(aligned))
     return "\n".join(lines)
 
 

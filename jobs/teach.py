@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from data_tools.synthetic import ATTRIBUTES, PARTS, dataset_rule, write_dataset
-from dpal.base.errors import StopRequested, StorageError
+from dpal.base.errors import ConfigError, StopRequested, StorageError
 from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
 from dpal.base.progress import Progress
@@ -35,15 +35,21 @@ BETAS, WEIGHT_DECAY, MAX_NORM = (0.9, 0.98), 0.05, 3.0
 
 
 def run(recipe: Recipe) -> StageResult:
-    """Write `teacher/teacher.safetensors` unless it is there or the recipe brings its own teacher.
+    """Write `teacher/teacher.safetensors` unless it is there or no teacher is a taught one.
 
     Raises:
+        ConfigError: two taught teachers in one recipe.
         StopRequested: on a stop signal, with the state saved.
         StorageError: when the run folder cannot be written.
     """
-    spec = recipe.teacher
-    if not isinstance(spec, TaughtTeacher):
-        return StageResult("teach", True, f"not needed: teacher.kind is {spec.kind!r}")
+    taught = [one for one in recipe.teachers if isinstance(one, TaughtTeacher)]
+    if len(taught) > 1:
+        raise ConfigError(f"{len(taught)} teachers have kind=taught; accepted is one in a recipe")
+    if not taught:
+        kinds = " and ".join(repr(teacher.kind) for teacher in recipe.teachers) or "none"
+        return StageResult("teach", True, f"not needed: teacher.kind is {kinds}")
+    spec = taught[0]
+    recipe = recipe.with_teacher(spec)
     layout = RunLayout(recipe.run_dir)
     digest = teaching_digest(recipe)
     if _metadata(layout.teacher).get("digest") == digest:
