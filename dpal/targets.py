@@ -221,43 +221,6 @@ def decode_batch(
     return Tokens(cls, patches)
 
 
-def standardise(tokens: "Tokens", header: TargetHeader) -> "Tokens":
-    """Tokens of zero mean and unit variance per channel of the calibration sample.
-
-    The decoder ends in a LayerNorm that starts at unit scale; a teacher whose features are ten
-    times smaller would have it spend the run on learning to shrink.
-    """
-    import torch
-
-    from dpal.model.tokens import Tokens
-
-    def scaled(values: torch.Tensor, mean: np.ndarray, std: np.ndarray) -> torch.Tensor:
-        centre, spread = (torch.as_tensor(a, device=values.device) for a in (mean, std))
-        return (values - centre) / spread
-
-    return Tokens(
-        scaled(tokens.cls, header.cls_mean, header.cls_std),
-        scaled(tokens.patches, header.patch_mean, header.patch_std),
-    )
-
-
-def shape_mask(patches: "torch.Tensor", header: TargetHeader) -> "torch.Tensor":
-    """Shape mask in 0..1, bright on the person, float32 [B, N, 1] (method: 2, local term).
-
-    One basis for the whole cache replaces the reference's fit per batch: a token has the same mask
-    in every batch, on every rank, cached or online.
-
-    Args:
-        patches: teacher tokens of base views [B, N, D].
-    """
-    import torch
-
-    direction = torch.as_tensor(header.direction, device=patches.device)
-    projection = patches.float() @ direction  # [B, N]
-    mask = (projection - header.low) / (header.high - header.low)
-    return mask.clamp(0, 1).unsqueeze(-1)
-
-
 def _finite(values: np.ndarray, dtype: str, kind: Kind) -> np.ndarray:
     stored = values.astype(dtype)
     if not np.isfinite(stored).all():

@@ -35,6 +35,18 @@ def header() -> TargetHeader:
     return fit_header(DEFINITION, cls, patches(12), ["k"] * 12)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_person_is_bright_whatever_sign_the_eigenvector_has(sign: int) -> None:
+    cls = np.random.default_rng(1).normal(size=(12, WIDTH)).astype(np.float32)
+    fitted = fit_header(DEFINITION, cls, sign * patches(12), ["k"] * 12)
+    tokens = torch.from_numpy(sign * patches(6, seed=4))
+    mask = mask_of("fixed", tokens, fitted).view(6, *GRID)
+    assert mask[:, 2:6, 1:3].mean() > 0.7
+    assert mask[:, 0].mean() < 0.3
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+
+
 def pca_mask(tokens: np.ndarray) -> np.ndarray:
     """PCA by SVD in float64, the loading of largest magnitude positive, min-max of the batch."""
     flat = tokens.reshape(-1, WIDTH).astype(np.float64)

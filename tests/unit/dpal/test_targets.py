@@ -1,4 +1,4 @@
-"""Records, header and shape mask: what is written comes back, damage and mismatch are told."""
+"""Records and header: what is written comes back, damage and mismatch are told."""
 
 import json
 import subprocess
@@ -18,7 +18,6 @@ from dpal.targets import (
     TargetHeader,
     decode_batch,
     encode_batch,
-    shape_mask,
 )
 from dpal.views import Box, ViewPlan, ViewSpec
 
@@ -46,9 +45,9 @@ def tokens(count: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return cls, patches.reshape(count, -1, WIDTH)
 
 
-def header(codec: str = "int8", flip: int = 1) -> TargetHeader:
+def header(codec: str = "int8") -> TargetHeader:
     cls, patches = tokens()
-    return fit_header(replace(DEFINITION, codec=codec), cls, flip * patches, ["k"] * 16)
+    return fit_header(replace(DEFINITION, codec=codec), cls, patches, ["k"] * 16)
 
 
 def encoded(head: TargetHeader, cls: np.ndarray, patches: np.ndarray) -> np.ndarray:
@@ -153,22 +152,6 @@ def test_whatever_changes_the_content_changes_the_address_and_is_named(change: d
     other = replace(DEFINITION, **change)
     assert other.digest != DEFINITION.digest
     assert next(iter(change)) in DEFINITION.differences(other)[0]
-
-
-@pytest.mark.parametrize("flip", [1, -1])
-def test_the_person_is_bright_whatever_sign_the_eigenvector_has(flip: int) -> None:
-    head = header(flip=flip)
-    patches = torch.from_numpy(flip * tokens(6, seed=4)[1])
-    mask = shape_mask(patches, head).view(6, *GRID)
-    assert mask[:, 2:6, 1:3].mean() > 0.7
-    assert mask[:, 0].mean() < 0.3
-    assert mask.min() >= 0
-    assert mask.max() <= 1
-
-
-def test_the_mask_of_a_token_does_not_depend_on_its_batch() -> None:
-    head, patches = header(), torch.from_numpy(tokens(6, seed=4)[1])
-    assert torch.equal(shape_mask(patches[2:3], head), shape_mask(patches, head)[2:3])
 
 
 def test_tokens_that_say_nothing_cannot_be_calibrated() -> None:
