@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from dpal.base.errors import DataError
 from dpal.base.recipe import Views
