@@ -1,38 +1,32 @@
 """The training loader: threads decode and render straight into one batch buffer.
 
-A rank reads its slice of every global batch of the order, joins images and target records by key,
-and keeps a few batches ready. Where it is in the data follows from the step alone.
+A rank reads its slice of every global batch of the order and keeps a few batches ready; what is
+rendered of a sample is a `SampleRenderer`'s business. Where it is in the data follows from the
+step alone.
 """
 
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from data_tools.backgrounds import BackgroundPool
 from data_tools.decode import decode_rgb
-from data_tools.feature_cache import TargetCache
 from data_tools.manifest import Manifest
 from data_tools.order import WINDOW_SHARDS, Order, Place
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import ObjectStore
-from data_tools.target_tar import TargetShard
 from dpal.base.telemetry import Telemetry
-from dpal.batch import TrainBatch
-from dpal.record import stored_spec
-from dpal.views import CompositeSpec, ViewPlan, ViewSpec, render, render_composite
+from dpal.batch import Batch
 
-BLUR_PROBABILITY = {"base": 1.0, "composite": 0.1, "crop": 0.5}
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-_NO_RECORD = np.empty(0, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -57,12 +51,53 @@ class Slice:
         yield from range(first, first + share, self.micro_batch)
 
 
+class Sample(NamedTuple):
+    """One decoded image on its way into a batch.
+
+    Attributes:
+        key: sample key.
+        image: uint8 [H, W, 3].
+        place: shard, row and epoch in the order.
+    """
+
+    key: str
+    image: np.ndarray
+    place: Place
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+class BatchBuilder(Protocol):
+    """A batch that is being filled, row by row, from several threads."""
+
+    def fill(self, row: int, sample: Sample) -> None:
+        """Render every view of one sample into its row."""
+        ...
+
+    def finish(self) -> Batch:
+        """The batch, after every row was filled."""
+        ...
+
+
+class SampleRenderer(Protocol):
+    """What a method sees of a sample; the loader knows nothing else of it."""
+
+    def start(self, size: int) -> BatchBuilder:
+        """Begin a batch of `size` samples."""
+        ...
+
+
 class Loader:
     """Micro-batches of a run for one rank (a `dpal.batch.BatchSource`).
 
     Args:
         store: where the image shards lie.
-        cache: finished target cache to join; None with an online teacher.
+        seed: of the order.
+        renderer: turns decoded samples into batches.
+        part: this rank's part of every global batch.
         threads: decoding threads.
         prefetch: micro-batches prepared ahead.
         cache_dir: local folder for shards fetched from remote storage.
@@ -73,9 +108,8 @@ class Loader:
         self,
         store: ObjectStore,
         manifest: Manifest,
-        plan: ViewPlan,
-        backgrounds: BackgroundPool,
-        cache: TargetCache | None,
+        seed: int,
+        renderer: SampleRenderer,
         part: Slice,
         *,
         max_pixels: int,
@@ -85,27 +119,22 @@ class Loader:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.num_samples = manifest.num_samples
-        self._order = Order(plan.seed, tuple(ref.num_samples for ref in manifest.shards))
-        self._plan, self._backgrounds, self._part = plan, backgrounds, part
-        self._cached, self._max_pixels = cache is not None, max_pixels
+        self._order = Order(seed, tuple(ref.num_samples for ref in manifest.shards))
+        self._renderer, self._part, self._max_pixels = renderer, part, max_pixels
         self._threads, self._prefetch, self._telemetry = threads, prefetch, telemetry
         refs = manifest.shards
-        self._shards: _Recent[int, Shard] = _Recent(
+        self._shards: Recent[int, Shard] = Recent(
             2 * WINDOW_SHARDS, lambda i: read_shard(store, refs[i], cache_dir)
         )
-        self._targets: _Recent[tuple[str, int], TargetShard] = _Recent(
-            2 * WINDOW_SHARDS * (plan.views.count + plan.views.composites),
-            lambda key: cast(TargetCache, cache).shard(key[0], refs[key[1]], cache_dir),
-        )
 
-    def batches(self, start_step: int) -> Iterator[TrainBatch]:
+    def batches(self, start_step: int) -> Iterator[Batch]:
         """Micro-batches from `start_step` on, without end; closing the iterator stops the threads.
 
         Raises:
             DataError: a damaged shard, sample or target, or a key that does not match.
             StorageError: storage that cannot be reached.
         """
-        ready: queue.Queue[TrainBatch | BaseException] = queue.Queue(self._prefetch)
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(self._prefetch)
         stop = threading.Event()
         producer = threading.Thread(
             target=self._produce, args=(start_step, ready, stop), daemon=True, name="loader"
@@ -124,13 +153,13 @@ class Loader:
     def _produce(
         self,
         start_step: int,
-        ready: "queue.Queue[TrainBatch | BaseException]",
+        ready: "queue.Queue[Batch | BaseException]",
         stop: threading.Event,
     ) -> None:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
             for step in count(start_step):
                 for start in self._part.starts(step):
-                    item: TrainBatch | BaseException
+                    item: Batch | BaseException
                     try:
                         item = self._batch(start, pool)
                     except BaseException as error:
@@ -138,69 +167,24 @@ class Loader:
                     if not _put(ready, item, stop) or isinstance(item, BaseException):
                         return
 
-    def _batch(self, start: int, pool: ThreadPoolExecutor) -> TrainBatch:
-        """One micro-batch: every sample is decoded by some thread into its row."""
+    def _batch(self, start: int, pool: ThreadPoolExecutor) -> Batch:
+        """One micro-batch: every sample is decoded and rendered by some thread into its row."""
         places = list(self._order.places(start, self._part.micro_batch))
-        plan, size = self._plan, self._part.micro_batch
-        base = np.empty((size, *plan.size, 3), dtype=np.uint8)
-        crops = np.empty((size, plan.views.crops, *plan.crop_size, 3), dtype=np.uint8)
-        composite = np.empty((size, *plan.composite_size, 3), dtype=np.uint8)
-        noise = np.zeros((size, 2 + plan.views.crops, 6), dtype=np.float32)
-        noise[:, :, :3] = 1.0
+        batch = self._renderer.start(len(places))
 
-        def fill(row: int) -> tuple[str, np.ndarray, np.ndarray]:
-            key, image, base_spec, composite_spec, records = self._sample(places[row])
-            epoch = places[row].epoch
-            base[row] = render(image, base_spec, plan.size)
-            background = self._backgrounds.images[composite_spec.background]
-            composite[row] = render_composite(image, background, composite_spec, plan)
-            index = plan.view_index(key, epoch)
-            for i, crop in enumerate(plan.crops(key, index, epoch, _size(image))):
-                crops[row, i] = render(image, crop, plan.crop_size)
-            if plan.views.photometric == "free":
-                noise[row] = self._noise(key, epoch)
-            return key, *records
+        def fill(row: int) -> None:
+            place = places[row]
+            shard = self._shards.get(place.shard)
+            data = shard.image_bytes(place.row)
+            image = decode_rgb(data, self._max_pixels, telemetry=self._telemetry)
+            batch.fill(row, Sample(shard.keys[place.row], image, place))
 
-        rows = list(pool.map(fill, range(size)))
-        return TrainBatch(
-            keys=tuple(key for key, _, _ in rows),
-            base=base,
-            crops=crops,
-            composite=composite,
-            photometric=noise,
-            base_records=np.stack([record for _, record, _ in rows]),
-            composite_records=np.stack([record for _, _, record in rows]),
-        )
-
-    def _sample(
-        self, place: Place
-    ) -> tuple[str, np.ndarray, ViewSpec, CompositeSpec, tuple[np.ndarray, np.ndarray]]:
-        """Key, pixels, specs and target records of one sample; cached specs come from storage."""
-        shard = self._shards.get(place.shard)
-        key, plan = shard.keys[place.row], self._plan
-        data = shard.image_bytes(place.row)
-        image = decode_rgb(data, self._max_pixels, telemetry=self._telemetry)
-        view, composite = plan.view_index(key, place.epoch), plan.composite_index(key, place.epoch)
-        if not self._cached:
-            base_spec = plan.base(key, view, _size(image))
-            mixed = plan.composite(key, composite, _size(image), self._backgrounds.sizes)
-            return key, image, base_spec, mixed, (_NO_RECORD, _NO_RECORD)
-        series = (f"view-{view}", f"composite-{composite}")
-        parts = [self._targets.get((name, place.shard)) for name in series]
-        base_record, mixed_record = (part.records([place.row])[0] for part in parts)
-        base_spec = cast(ViewSpec, stored_spec(base_record, "view"))
-        mixed = cast(CompositeSpec, stored_spec(mixed_record, "composite"))
-        return key, image, base_spec, mixed, (base_record, mixed_record)
-
-    def _noise(self, key: str, epoch: int) -> Sequence[Sequence[float]]:
-        kinds = ("base", "composite", *("crop" for _ in range(self._plan.views.crops)))
-        return [
-            self._plan.photometric(key, epoch, view, BLUR_PROBABILITY[kind])
-            for view, kind in enumerate(kinds)
-        ]
+        for _ in pool.map(fill, range(len(places))):
+            pass
+        return batch.finish()
 
 
-class _Recent(Generic[K, V]):
+class Recent(Generic[K, V]):
     """A thread-safe cache of the most recently used values; each is made once."""
 
     def __init__(self, size: int, make: Callable[[K], V]) -> None:
@@ -218,13 +202,9 @@ class _Recent(Generic[K, V]):
             return self._values[key]
 
 
-def _size(image: np.ndarray) -> tuple[int, int]:
-    return int(image.shape[0]), int(image.shape[1])
-
-
 def _put(
-    ready: "queue.Queue[TrainBatch | BaseException]",
-    item: TrainBatch | BaseException,
+    ready: "queue.Queue[Batch | BaseException]",
+    item: Batch | BaseException,
     stop: threading.Event,
 ) -> bool:
     while not stop.is_set():

@@ -6,23 +6,50 @@ V = 2 + C views (base, composite, crops in that order), R bytes of a target reco
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 
+class Records(NamedTuple):
+    """What one teacher's cache says about a batch.
+
+    Attributes:
+        base: target records of the base views, uint8 [B, R].
+        composite: target records of the composites, uint8 [B, R']; R' = 0 when not needed.
+    """
+
+    base: np.ndarray
+    composite: np.ndarray
+
+
+class Needs(NamedTuple):
+    """Which views a task looks at, beside the base view; what it does not need is not rendered."""
+
+    crops: bool
+    composite: bool
+
+
+class Batch(Protocol):
+    """One rank's slice of a global batch; each method has its own."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Sample keys, in the order of the rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainBatch:
-    """One rank's slice of a global batch, as plain arrays.
+    """Views of one image each, with the targets of every teacher, as plain arrays.
 
     Attributes:
         keys: sample keys, in the order of the rows.
         base: base views, uint8 [B, H, W, 3].
-        crops: local crops, uint8 [B, C, h, w, 3].
-        composite: composites, uint8 [B, S, S, 3].
+        crops: local crops, uint8 [B, C, h, w, 3]; C = 0 when not needed.
+        composite: composites, uint8 [B, S, S, 3]; S = 0 when not needed.
         photometric: colour noise of every view, float32 [B, V, 6] (see `views.Photometric`).
-        base_records: target records of the base views, uint8 [B, R]; R = 0 with online targets.
-        composite_records: target records of the composites, uint8 [B, R'].
+        records: one entry for every teacher; empty with online targets.
     """
 
     keys: tuple[str, ...]
@@ -30,8 +57,7 @@ class TrainBatch:
     crops: np.ndarray
     composite: np.ndarray
     photometric: np.ndarray
-    base_records: np.ndarray
-    composite_records: np.ndarray
+    records: tuple[Records, ...]
 
 
 class BatchSource(Protocol):
@@ -39,6 +65,6 @@ class BatchSource(Protocol):
 
     num_samples: int
 
-    def batches(self, start_step: int) -> Iterator[TrainBatch]:
+    def batches(self, start_step: int) -> Iterator[Batch]:
         """Micro-batches from `start_step` on, without end; close the iterator to stop."""
         ...

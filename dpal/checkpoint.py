@@ -1,7 +1,7 @@
 """Committed state of a run: whole float32 tensors by name, independent of ranks and ZeRO stage.
 
     checkpoints/step-00000300/
-        student.safetensors   decoder.safetensors      master weights
+        student.safetensors   decoder.safetensors      weights by part; `average` if there is one
         exp_avg.safetensors   exp_avg_sq.safetensors   Adam moments
         state.json                                     step, recipe values, SHA-256 of each file
         COMMITTED                                      SHA-256 of state.json; written last
@@ -26,7 +26,6 @@ from dpal.base.errors import ConfigError, DataError, StorageError
 from dpal.engine import EngineState
 
 MARKER = "COMMITTED"
-_MODEL_FILES = ("student", "decoder")
 _MOMENT_FILES = ("exp_avg", "exp_avg_sq")
 
 
@@ -95,8 +94,12 @@ def load(checkpoint: Checkpoint) -> EngineState:
     def read(name: str) -> dict[str, Any]:
         return load_file(checkpoint.path / f"{name}.safetensors")
 
+    names = (name.removesuffix(".safetensors") for name in checkpoint.files)
     parameters = {
-        f"{part}.{name}": tensor for part in _MODEL_FILES for name, tensor in read(part).items()
+        f"{part}.{name}": tensor
+        for part in names
+        if part not in _MOMENT_FILES
+        for name, tensor in read(part).items()
     }
     exp_avg, exp_avg_sq = (read(name) for name in _MOMENT_FILES)
     return EngineState(checkpoint.step, parameters, exp_avg, exp_avg_sq)
@@ -137,10 +140,10 @@ def _write(target: Path, state: EngineState, science: Mapping[str, Any]) -> None
 
 
 def _split(state: EngineState) -> dict[str, dict[str, Any]]:
-    parts: dict[str, dict[str, Any]] = {part: {} for part in _MODEL_FILES}
+    parts: dict[str, dict[str, Any]] = {}
     for name, tensor in state.parameters.items():
         part, _, inner = name.partition(".")
-        parts[part][inner] = tensor.contiguous()
+        parts.setdefault(part, {})[inner] = tensor.contiguous()
     for moment in _MOMENT_FILES:
         values = getattr(state, moment)
         parts[moment] = {name: tensor.contiguous() for name, tensor in values.items()}

@@ -32,7 +32,7 @@ class EngineState:
 
     Attributes:
         step: optimiser steps done.
-        parameters: float32 master weights.
+        parameters: float32 master weights; also what is not trained: frozen ones and buffers.
         exp_avg: Adam's first moments.
         exp_avg_sq: Adam's second moments.
     """
@@ -95,7 +95,7 @@ class Engine:
         _initialise_distributed(deepspeed, world)
         if restored is not None:
             module.load_state_dict(restored.parameters, strict=True)
-        self.world = world
+        self.world, self.module = world, module
         self.accumulation = spec.global_batch // (spec.micro_batch * world.size)
         self._names = {id(p): name for name, p in module.named_parameters()}
         self._engine, *_ = deepspeed.initialize(
@@ -135,18 +135,22 @@ class Engine:
     def state(self) -> EngineState:
         """The whole state, gathered from all ranks (every rank must call it)."""
         parts: dict[str, dict[str, Tensor]] = {key: {} for key in ("", *_MOMENTS)}
-        for parameter in self._engine.module.parameters():
+        for parameter in self._trained():
             name = self._names[id(parameter)]
             for key, part in parts.items():
                 whole = self._whole(parameter, key)
                 if self.world.rank == 0:
                     part[name] = whole.detach().float().cpu().clone()
+        if self.world.rank == 0:
+            for name, value in self.module.state_dict().items():
+                if name not in parts["exp_avg"]:  # equal on every rank
+                    parts[""][name] = value.detach().cpu().clone()
         return EngineState(self.steps_done, parts[""], parts["exp_avg"], parts["exp_avg_sq"])
 
     def num_parameters(self) -> dict[str, int]:
         """Trained parameters by top-level part of the module."""
         counts: dict[str, int] = {}
-        for parameter in self._engine.module.parameters():
+        for parameter in self._trained():
             part = self._names[id(parameter)].partition(".")[0]
             size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO 3 empties the rest
             counts[part] = counts.get(part, 0) + size
@@ -157,6 +161,9 @@ class Engine:
         self._engine.destroy()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [p for p in self._engine.module.parameters() if p.requires_grad]
 
     def _whole(self, parameter: nn.Parameter, moment: str) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -187,7 +194,7 @@ class Engine:
     def _restore_moments(self, restored: EngineState) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        for parameter in self._engine.module.parameters():
+        for parameter in self._trained():
             name = self._names[id(parameter)]
             for moment in _MOMENTS:
                 value = getattr(restored, moment)[name].to(self.device)

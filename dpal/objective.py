@@ -1,8 +1,8 @@
-"""The three alignment losses of DPAL and the two terms that steer its decoder.
+"""The alignment losses of DPAL and of the methods it is compared with.
 
-Every function is pure, works in float32, and returns a scalar. Targets carry no gradient.
-Legend: B images, V views, N tokens, D teacher width, K = 3 patterns.
-Source: reference `main_align_pretrain_moe.py` and `vision_transformer.py`, final version.
+Every function is pure, works in float32, and gives one value per image [B], whose mean is the
+loss: several teachers are weighed image by image. Targets carry no gradient.
+Legend: B images, V views, N tokens, D teacher width, H heads, K patterns.
 """
 
 from collections.abc import Sequence
@@ -13,47 +13,85 @@ from torch.nn import functional as F
 
 
 def identity_loss(decoded: Sequence[Tensor], target: Tensor) -> Tensor:
-    """Global level: mean over views of the MSE between decoded CLS and the base view's CLS.
+    """Global level of DPAL: every view's decoded CLS against the base view's CLS.
 
-    L_g = (1/V) sum_v mean_{B,D} (Y_v - T_g)^2, for V decoded vectors [B, D] and a target [B, D].
+    L_g = (1/V) sum_v mean_D (Y_v - T_g)^2, for V decoded vectors [B, D] and a target [B, D].
+    Source: DPAL reference, `main_align_pretrain_moe.py`, final version.
     """
-    return torch.stack([F.mse_loss(y.float(), target) for y in decoded]).mean()
+    return torch.stack([mse(y, target) for y in decoded]).mean(dim=0)
 
 
 def shape_loss(decoded: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Local level: MSE of masked patch tokens; the mask [B, N, 1] multiplies both sides.
+    """Local level of DPAL: masked patch tokens; the mask [B, N, 1] multiplies both sides.
 
-    L_l = mean_{B,N,D} (m Y - m T)^2, for tokens [B, N, D].
+    L_l = mean_{N,D} (m Y - m T)^2, for tokens [B, N, D]. Source: as `identity_loss`.
     """
-    return (mask * (decoded.float() - target)).square().mean()
+    return (mask * (decoded.float() - target)).square().mean(dim=(1, 2))
 
 
-def relation_loss(decoded: Tensor, target: Tensor) -> Tensor:
-    """Instance level: KL divergence between token-affinity rows of teacher and student.
+def relation_loss(decoded: Tensor, target: Tensor, stable: bool = True) -> Tensor:
+    """Instance level of DPAL: KL divergence between token-affinity rows of teacher and student.
 
-    A = softmax_j(T_i . T_j / sqrt(D)); L_r = mean_{B,i} sum_j A^T_ij (log A^T_ij - log A^S_ij),
-    for composite tokens [B, N, D]. Log-softmax throughout: affinity rows are nearly one-hot.
+    A = softmax_j(T_i . T_j / sqrt(D)); L_r = mean_i sum_j A^T_ij (log A^T_ij - log A^S_ij),
+    for composite tokens [B, N, D]. Source: as `identity_loss`.
+
+    Args:
+        stable: log-softmax; False: log(softmax) as the reference writes it, which is minus
+            infinity where an affinity underflows (rows are nearly one-hot).
     """
-    student, teacher = log_affinity(decoded.float()), log_affinity(target)
-    rows = (teacher.exp() * (teacher - student)).sum(dim=-1)  # [B, N]
-    return rows.mean()
+    student, teacher = log_affinity(decoded.float(), stable), log_affinity(target, stable)
+    return divergence(student, teacher)
 
 
-def log_affinity(tokens: Tensor) -> Tensor:
-    """Row-wise log-softmax of scaled token products: [B, N, D] -> [B, N, N]."""
+def log_affinity(tokens: Tensor, stable: bool = True) -> Tensor:
+    """Logarithm of the row-wise softmax of scaled token products: [B, N, D] -> [B, N, N]."""
     scores = tokens @ tokens.transpose(1, 2) / tokens.shape[-1] ** 0.5
+    return scores.log_softmax(dim=-1) if stable else scores.softmax(dim=-1).log()
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of log-probabilities [B, ..., N]: sum over the last axis, mean over
+    the others but the first: [B]."""
+    rows = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    return rows.flatten(1).mean(dim=1)
+
+
+def mse(projected: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of every image: mean over all axes but the first, [B]."""
+    return (projected.float() - target).square().flatten(1).mean(dim=1)
+
+
+def masked_patch_loss(projected: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Proteus' patch term: mean squared error of masked patches alone, 0 without any.
+
+    L_b = sum_i m_i mean_D (Y_i - T_i)^2 / sum_i m_i, for tokens [B, N, D] and a mask bool [B, N].
+    Source: Proteus reference, `models_proteus_dinov2.py`.
+    """
+    error = (projected.float() - target).square().mean(dim=2)  # [B, N]
+    return (error * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+
+
+def attention_relation(queries: Tensor, keys: Tensor) -> Tensor:
+    """log softmax_j(Q_i . K_j / sqrt(d)): [B, H, N, d] twice -> [B, H, N, N].
+
+    With the values on both sides it is the value-value relation.
+    Source: TinyMIM reference, `models_tinymim.py`.
+    """
+    scores = queries.float() @ keys.float().transpose(2, 3) / queries.shape[-1] ** 0.5
     return scores.log_softmax(dim=-1)
 
 
 def router_loss(logits: Sequence[Tensor], labels: Sequence[int]) -> Tensor:
-    """Mean over decoder calls of the cross-entropy of router logits [B, K] and pattern label."""
+    """Mean over decoder calls of the cross-entropy of router logits [B, K] and label: [B]."""
     terms = [
-        F.cross_entropy(z.float(), z.new_full((z.shape[0],), label, dtype=torch.long))
+        F.cross_entropy(
+            z.float(), z.new_full((z.shape[0],), label, dtype=torch.long), reduction="none"
+        )
         for z, label in zip(logits, labels, strict=True)
     ]
-    return torch.stack(terms).mean()
+    return torch.stack(terms).mean(dim=0)
 
 
 def expert_penalty(energies: Sequence[Tensor]) -> Tensor:
-    """Mean over decoder calls and images of the mixed expert's squared Frobenius norm [B]."""
-    return torch.stack([energy.float().mean() for energy in energies]).mean()
+    """Mean over decoder calls of the mixed expert's squared Frobenius norm [B]: [B]."""
+    return torch.stack([energy.float() for energy in energies]).mean(dim=0)

@@ -22,9 +22,14 @@ def build_optimizer(module: nn.Module, spec: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas)
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:
-    """Rate of optimiser step `step` (0-based): linear from 0 to `peak`, then half a cosine to 0."""
+def learning_rate(step: int, total_steps: int, warmup_steps: int, spec: Train) -> float:
+    """Rate of optimiser step `step` (0-based).
+
+    Linear from `spec.start_lr` to the peak `spec.lr` over the warm-up, then half a cosine to
+    `spec.end_lr`.
+    """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
+        return spec.start_lr + (spec.lr - spec.start_lr) * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    falling = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return spec.end_lr + (spec.lr - spec.end_lr) * falling

@@ -1,28 +1,29 @@
-"""The DPAL task: student, decoder and teacher targets turn a batch into losses.
+"""The Task: what turns a batch into losses. Every method of the field has this one interface.
 
-One sample gives five decoder calls: identity from the base view and from each local crop, shape
-from the base view, relation from the composite (method: 2).
+`AlignmentTask` is the common part of the methods that align a student with frozen teachers: it
+looks up the targets of every teacher, adds their losses, and drops teachers. The methods
+themselves are in `dpal/method/`, one file each.
 
-Legend: B samples, C local crops, D teacher width, K = 3 patterns.
+Legend: B samples, T terms, M teachers, D teacher width.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpal import objective
-from dpal.augment import add_noise
-from dpal.base.recipe import Loss, Recipe
-from dpal.batch import TrainBatch
-from dpal.model.attention import suit_attention
-from dpal.model.decoder import Decoded, DynamicPatternDecoder, Pattern
-from dpal.model.student import build_student, normalise_planes, planes_of
+from dpal.average import MovingAverage
+from dpal.base.recipe import Recipe, steps_of
+from dpal.batch import Batch, Needs, TrainBatch
+from dpal.chance import generator
+from dpal.model.student import build_student
 from dpal.model.tokens import FrozenBackbone, Tokens
-from dpal.targets import TargetHeader, decode_batch, shape_mask, standardise
-
-TERMS = ("loss", "identity", "shape", "relation", "router", "expert")
+from dpal.pixels import student_pixels
+from dpal.target_space import target_space
+from dpal.targets import TargetHeader, decode_batch
 
 
 class Losses(NamedTuple):
@@ -30,171 +31,248 @@ class Losses(NamedTuple):
 
     Attributes:
         total: weighted sum, with gradient.
-        terms: detached values in the order of `TERMS` [6]; unweighted except for the sum.
-        routing: mean router probability [K, K]; row: called pattern, column: expert.
+        terms: detached values in the order of the task's `terms` [T]; unweighted but for the sum.
+        diagnostics: small detached tensors by name, the same names in every step.
     """
 
     total: Tensor
     terms: Tensor
-    routing: Tensor
+    diagnostics: Mapping[str, Tensor]
+
+
+class Moment(NamedTuple):
+    """Where in the run a step is.
+
+    Attributes:
+        step: optimiser steps done before this one.
+        total_steps: length of the run.
+        num_samples: size of the data set.
+        global_batch: samples of one step.
+    """
+
+    step: int
+    total_steps: int
+    num_samples: int
+    global_batch: int
+
+    def steps(self, duration: str) -> int:
+        """Optimiser steps in "300 steps" or "1.5 epochs"."""
+        return steps_of(duration, self.num_samples, self.global_batch)
+
+
+class Task(nn.Module):
+    """A student, what it is trained with, and the losses of a method.
+
+    Top-level parts: `student` is kept; `decoder` is everything that is discarded afterwards;
+    `average` is the student's moving average, if the recipe asks for one.
+
+    Attributes:
+        terms: names of `Losses.terms`; the first is `loss`, the weighted sum.
+    """
+
+    terms: tuple[str, ...] = ("loss",)
+
+    def __init__(self, recipe: Recipe, *, masked: bool = False) -> None:
+        super().__init__()
+        self.seed = recipe.seed + recipe.train.seed
+        self.student = build_student(recipe.student, self.seed, masked=masked)
+        self.shrink = recipe.views.height // recipe.student.height
+        self.average: MovingAverage | None = None
+        if recipe.train.ema:
+            self.average = MovingAverage(self.student, recipe.train.ema)
+
+    def forward(self, batch: Batch, moment: Moment) -> Losses:
+        """Losses of one micro-batch."""
+        raise NotImplementedError
+
+    def after_step(self, moment: Moment) -> None:
+        """Update what follows the parameters instead of being trained."""
+        if self.average is not None:
+            self.average.update(self.student)
+
+    @contextmanager
+    def paths(self, keys: Sequence[str], moment: Moment, call: int) -> Iterator[None]:
+        """Within: the student drops paths as these samples' own choice in this step.
+
+        Args:
+            keys: sample keys, one for every row that goes through the student.
+            call: tells forwards of the same samples in one step apart.
+        """
+        places = self.student.num_drop_paths
+        if not places:
+            yield
+            return
+        draws = [
+            generator(self.seed, "drop-path", key, moment.step, call, row // len(set(keys))).random(
+                places, dtype=np.float32
+            )
+            for row, key in enumerate(keys)
+        ]
+        with self.student.dropping(torch.from_numpy(np.stack(draws))):
+            yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return self.student.device
+
+    def pixels(self, views: np.ndarray, noise: np.ndarray) -> Tensor:
+        """The student's input of uint8 views [B, H, W, 3] with colour noise [B, 6]."""
+        return student_pixels(views, noise, self.shrink, self.device)
 
 
 class Targets(NamedTuple):
-    """What the teacher says about a batch: tokens of base views and of composites."""
+    """What one teacher says about a batch.
+
+    Attributes:
+        base: tokens of the base views.
+        composite: tokens of the composites; None when the task does not need them.
+    """
 
     base: Tokens
-    composite: Tokens
+    composite: Tokens | None
 
 
 class TargetSource(Protocol):
-    """Where targets come from; the task cannot tell a cache from a teacher."""
+    """Where one teacher's targets come from; a task cannot tell a cache from a teacher.
+
+    Attributes:
+        header: width, grid and statistics of the targets.
+        covariance: of the patch tokens [D, D]; None unless the target space needs it.
+    """
 
     header: TargetHeader
+    covariance: np.ndarray | None
 
     def __call__(self, batch: TrainBatch, device: torch.device) -> Targets: ...
 
 
 class CachedTargets:
-    """Targets dequantised from the records that came with the batch."""
+    """Targets dequantised from the records that came with the batch.
 
-    def __init__(self, header: TargetHeader) -> None:
-        self.header = header
+    Args:
+        teacher: index of the teacher in the recipe, and in `TrainBatch.records`.
+    """
+
+    def __init__(
+        self, header: TargetHeader, teacher: int = 0, covariance: np.ndarray | None = None
+    ) -> None:
+        self.header, self.covariance, self._teacher = header, covariance, teacher
 
     def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
-        return Targets(
-            decode_batch(batch.base_records, self.header, "view", device),
-            decode_batch(batch.composite_records, self.header, "composite", device),
-        )
+        records = batch.records[self._teacher]
+        composite = None
+        if records.composite.size:
+            composite = decode_batch(records.composite, self.header, "composite", device)
+        return Targets(decode_batch(records.base, self.header, "view", device), composite)
 
 
 class OnlineTargets:
     """Targets computed by the teacher from the batch's own (noise-free) pixels."""
 
-    def __init__(self, teacher: FrozenBackbone, header: TargetHeader) -> None:
-        self.teacher, self.header = teacher, header
+    def __init__(
+        self,
+        teacher: FrozenBackbone,
+        header: TargetHeader,
+        covariance: np.ndarray | None = None,
+    ) -> None:
+        self.teacher, self.header, self.covariance = teacher, header, covariance
 
     def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
-        views = (torch.from_numpy(batch.base), torch.from_numpy(batch.composite))
+        composite = self._tokens(batch.composite, device) if batch.composite.size else None
+        return Targets(self._tokens(batch.base, device), composite)
+
+    def _tokens(self, views: np.ndarray, device: torch.device) -> Tokens:
         # Cloned, because autograd may not save a tensor that was made in inference mode.
-        base, composite = (
-            Tokens(*(tensor.to(device).clone() for tensor in self.teacher(view))) for view in views
-        )
-        return Targets(base, composite)
+        return Tokens(*(t.to(device).clone() for t in self.teacher(torch.from_numpy(views))))
 
 
-class DpalTask(nn.Module):
-    """Student and decoder under the three alignment losses.
+class Alignment(NamedTuple):
+    """What a method says about one teacher.
 
-    Args:
-        recipe: student, decoder, loss weights and seed are read from it.
-        targets: teacher targets; not a sub-module, so the engine neither trains nor shards it.
+    Attributes:
+        aligned: weighted alignment loss of every image [B]; dropping a teacher drops it.
+        steering: weighted terms that steer the method's own parts; never dropped.
+        terms: detached unweighted means, in the order of the task's terms after `loss`.
+        diagnostics: see `Losses`.
     """
 
-    def __init__(self, recipe: Recipe, targets: TargetSource) -> None:
-        super().__init__()
-        width = targets.header.width
-        self.student = build_student(recipe.student, recipe.seed)
+    aligned: Tensor
+    steering: Tensor
+    terms: Sequence[Tensor]
+    diagnostics: Mapping[str, Tensor]
+
+
+class AlignmentTask(Task):
+    """The common part of the methods that align a student with frozen teachers.
+
+    The losses of several teachers are averaged. Subclasses say what they look at (`look`) and how
+    that compares to one teacher (`align`).
+
+    Args:
+        recipe: what is learned.
+        sources: targets of every teacher; no sub-modules, so the engine neither trains nor
+            shards a teacher.
+    """
+
+    def __init__(
+        self, recipe: Recipe, sources: Sequence[TargetSource], *, masked: bool = False
+    ) -> None:
+        super().__init__(recipe, masked=masked)
+        self._sources = tuple(sources)  # a tuple, so nn.Module does not look inside
+        self._spaces = tuple(
+            target_space(recipe.loss.targets, source.header, source.covariance)
+            for source in sources
+        )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed + 1)
-            self.decoder = DynamicPatternDecoder(self.student.embed_dim, width, recipe.decoder)
-        self.weights: Loss = recipe.loss
-        self.shrink = recipe.views.height // recipe.student.height
-        self._targets = (targets,)  # in a tuple, so nn.Module does not look inside
+            torch.manual_seed(self.seed + 1)
+            self.decoder = nn.ModuleList(self.head(source.header) for source in sources)
 
-    def forward(self, batch: TrainBatch, router_weight: float) -> Losses:
-        """Losses of one micro-batch; `router_weight` follows the schedule of the reference."""
-        device = self.student.cls_token.device
-        targets = self._targets[0](batch, device)
-        mask = self._mask(targets.base.patches)
-        if self.weights.targets == "standardised":
-            header = self._targets[0].header
-            targets = Targets(*(standardise(tokens, header) for tokens in targets))
-        decoded, patterns = self._decode(batch, device)
-        with torch.autocast(device.type, enabled=False):
-            return self._losses(decoded, patterns, targets, mask, router_weight)
+    @property
+    def needs(self) -> Needs:
+        """Which views this method looks at."""
+        return Needs(crops=False, composite=False)
 
-    def _decode(
-        self, batch: TrainBatch, device: torch.device
-    ) -> tuple[list[Decoded], list[Pattern]]:
-        """Decoded tokens and pattern of each call: base, crops, base's patches, composite.
+    def head(self, header: TargetHeader) -> nn.Module:
+        """What stands between the student and one teacher."""
+        raise NotImplementedError
 
-        What has the same shape goes through the student, and through the decoder, at once.
-        """
-        suit_attention(self.student, device)
-        base, composite, crops = self._views(batch, device)
-        seen = self.student(base)
-        whole = torch.cat(self._with_cls(self.student(composite)), dim=1)
-        vectors = torch.cat([seen.cls, self.student(crops).cls])  # [(1 + C) B, d]
-        identities = _split(self.decoder(vectors.unsqueeze(1)), 1 + batch.crops.shape[1])
-        others = [self.decoder(seen.patches), self.decoder(whole)]
-        patterns = [Pattern.IDENTITY] * len(identities) + [Pattern.SHAPE, Pattern.RELATION]
-        return identities + others, patterns
+    def look(self, batch: TrainBatch, moment: Moment) -> object:
+        """What the student says about a batch; once for all teachers."""
+        raise NotImplementedError
 
-    def _views(self, batch: TrainBatch, device: torch.device) -> list[Tensor]:
-        """Noisy, normalised pixels: float [B, 3, h, w] of base views, then of composites.
+    def align(
+        self, teacher: int, seen: object, targets: Targets, raw: Targets, moment: Moment
+    ) -> Alignment:
+        """Compare what was seen to one teacher's targets, in the target space and raw."""
+        raise NotImplementedError
 
-        Last, all crops: first crop 0 of every sample, then crop 1 ... [C B, 3, h, w].
-        """
-        crops = np.swapaxes(batch.crops, 0, 1).reshape(-1, *batch.crops.shape[2:])
-        noise = batch.photometric  # [B, V, 6]
-        crop_noise = np.swapaxes(noise[:, 2:], 0, 1).reshape(-1, noise.shape[2])
-        views = ((batch.base, noise[:, 0]), (batch.composite, noise[:, 1]), (crops, crop_noise))
-        return [self._pixels(pixels, rows, device) for pixels, rows in views]
+    def forward(self, batch: TrainBatch, moment: Moment) -> Losses:
+        device = self.device
+        seen = self.look(batch, moment)
+        results = []
+        for teacher, (source, space) in enumerate(zip(self._sources, self._spaces, strict=True)):
+            raw = source(batch, device)
+            composite = None if raw.composite is None else space(raw.composite)
+            targets = Targets(space(raw.base), composite)
+            results.append(self.align(teacher, seen, targets, raw, moment))
+        return self._sum(results, batch, moment)
 
-    def _pixels(self, pixels: np.ndarray, noise: np.ndarray, device: torch.device) -> Tensor:
-        planes = planes_of(torch.from_numpy(pixels).to(device))
-        noisy = add_noise(planes, torch.from_numpy(noise).to(device))
-        return normalise_planes(noisy, self.shrink)
+    def _sum(self, results: Sequence[Alignment], batch: TrainBatch, moment: Moment) -> Losses:
+        """Mean over teachers, after dropping."""
+        aligned = torch.stack([result.aligned for result in results])  # [M, B]
+        kept = self._kept(aligned.detach(), batch, moment)
+        steering = torch.stack([result.steering for result in results]).mean()
+        total = (kept * aligned).mean() + steering
+        columns = zip(*(result.terms for result in results), strict=True)
+        means = [torch.stack(values).mean() for values in columns]
+        diagnostics = {
+            name: torch.stack([r.diagnostics[name] for r in results]).mean(dim=0)
+            for name in results[0].diagnostics
+        }
+        if len(results) > 1:
+            diagnostics["teacher_loss"] = aligned.detach().mean(dim=1)  # [M]
+        return Losses(total, torch.stack([total, *means]).detach(), diagnostics)
 
-    def _mask(self, patches: Tensor) -> Tensor:
-        if self.weights.shape_mask == "none":
-            return patches.new_ones(*patches.shape[:2], 1)
-        return shape_mask(patches, self._targets[0].header)
-
-    def _losses(
-        self,
-        decoded: list[Decoded],
-        patterns: list[Pattern],
-        targets: Targets,
-        mask: Tensor,
-        router_weight: float,
-    ) -> Losses:
-        *identity, shape, relation = decoded
-        weights = self.weights
-        logits = [call.router_logits for call in decoded]
-        terms = (
-            objective.identity_loss([y.tokens.squeeze(1) for y in identity], targets.base.cls),
-            objective.shape_loss(shape.tokens, targets.base.patches, mask),
-            objective.relation_loss(
-                relation.tokens, torch.cat(self._with_cls(targets.composite), dim=1)
-            ),
-            objective.router_loss(logits, patterns),
-            objective.expert_penalty([call.expert_energy for call in decoded]),
-        )
-        factors = (
-            weights.identity,
-            weights.shape,
-            weights.relation,
-            router_weight,
-            weights.expert,
-        )
-        total = torch.stack([factor * t for factor, t in zip(factors, terms, strict=True)]).sum()
-        return Losses(total, torch.stack([total, *terms]).detach(), routing(logits, patterns))
-
-    @staticmethod
-    def _with_cls(tokens: Tokens) -> tuple[Tensor, Tensor]:
-        return tokens.cls.unsqueeze(1), tokens.patches
-
-
-def _split(decoded: Decoded, calls: int) -> list[Decoded]:
-    """Undo a concatenation of equally large calls."""
-    return [Decoded(*parts) for parts in zip(*(t.chunk(calls) for t in decoded), strict=True)]
-
-
-def routing(logits: list[Tensor], patterns: list[Pattern]) -> Tensor:
-    """Mean router probability [K, K] by called pattern (row)."""
-    table = logits[0].new_zeros(len(Pattern), len(Pattern), dtype=torch.float32)
-    for z, pattern in zip(logits, patterns, strict=True):
-        share = patterns.count(pattern)
-        table[pattern] += z.detach().float().softmax(dim=-1).mean(dim=0) / share
-    return table
+    def _kept(self, aligned: Tensor, batch: TrainBatch, moment: Moment) -> Tensor:
+        return torch.ones_like(aligned)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dpal import checkpoint
 from dpal.base import telemetry as metrics
@@ -23,8 +22,9 @@ from dpal.base.signals import StopSignal
 from dpal.base.telemetry import Telemetry
 from dpal.batch import BatchSource
 from dpal.engine import Engine
+from dpal.model.decoder import Pattern
 from dpal.optim import learning_rate
-from dpal.task import TERMS, Losses
+from dpal.task import Losses, Moment, Task
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,11 @@ class Schedule:
 
     total: int
     warmup: int
-    router_switch: int
 
     @classmethod
     def of(cls, recipe: Recipe, num_samples: int) -> "Schedule":
         """Resolve "epochs" with the size of the data set."""
-        durations = (recipe.train.duration, recipe.train.warmup, recipe.loss.router_switch)
+        durations = (recipe.train.duration, recipe.train.warmup)
         return cls(*(steps_of(d, num_samples, recipe.train.global_batch) for d in durations))
 
 
@@ -106,6 +105,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.engine, self.source, self.folder = recipe, engine, source, folder
         self.events, self.telemetry, self.stop = events, telemetry, stop
+        self.task: Task = engine.module
         self.schedule = Schedule.of(recipe, source.num_samples)
         self._committed_step = -1
 
@@ -133,20 +133,21 @@ class Trainer:
     def _step(self, batches: Any) -> Mapping[str, Any]:
         """One optimiser step; returns its row of the event log."""
         step, spec = self.engine.steps_done, self.recipe.train
-        rate = learning_rate(step, self.schedule.total, self.schedule.warmup, spec.lr)
-        late = step >= self.schedule.router_switch
-        router_weight = self.recipe.loss.router_late if late else self.recipe.loss.router
+        rate = learning_rate(step, self.schedule.total, self.schedule.warmup, spec)
+        samples = self.source.num_samples
+        moment = Moment(step, self.schedule.total, samples, spec.global_batch)
         begin, waited = time.monotonic(), 0.0
         results: list[Losses] = []
         for micro in range(self.engine.accumulation):
             asked = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - asked
-            losses = self.engine.forward_backward(batch, router_weight)
+            losses = self.engine.forward_backward(batch, moment)
             self.engine.step(rate, last_micro_batch=micro == self.engine.accumulation - 1)
             results.append(losses)
-        terms, routing, stop = self._reduce(results)
-        row = self._row(terms, routing, rate, waited, time.monotonic() - begin - waited)
+        self.task.after_step(moment)
+        values, stop = self._reduce(results)
+        row = self._row(values, rate, waited, time.monotonic() - begin - waited)
         if not math.isfinite(row["loss"]):
             raise ConfigError(
                 f"the loss is {row['loss']} at step {step + 1}; try a lower train.lr "
@@ -155,26 +156,36 @@ class Trainer:
         self._report(row, stop)
         return {**row, "stop": stop}
 
-    def _reduce(self, results: list[Losses]) -> tuple[Tensor, Tensor, bool]:
+    def _reduce(self, results: list[Losses]) -> tuple[dict[str, Any], bool]:
         """Means over micro-batches and ranks, and whether any rank was asked to stop."""
-        terms = torch.stack([losses.terms for losses in results]).mean(dim=0)
-        routing = torch.stack([losses.routing for losses in results]).mean(dim=0)
-        packed = torch.cat([terms, routing.flatten(), terms.new_tensor([float(bool(self.stop))])])
+        names = sorted(results[0].diagnostics)
+        shapes = [results[0].diagnostics[name].shape for name in names]
+        rows = [
+            torch.cat([r.terms, *(r.diagnostics[name].float().flatten() for name in names)])
+            for r in results
+        ]
+        mean = torch.stack(rows).mean(dim=0)
+        packed = torch.cat([mean, mean.new_tensor([float(bool(self.stop))])])
         packed = self.engine.reduce(packed).cpu()
-        size = len(TERMS)
-        return packed[:size], packed[size:-1].view_as(routing), bool(packed[-1] > 0)
+        size = len(self.task.terms)
+        sizes = [shape.numel() for shape in shapes]
+        parts = packed[size:-1].split(sizes) if names else []
+        values: dict[str, Any] = dict(zip(self.task.terms, packed[:size].tolist(), strict=True))
+        for name, part, shape in zip(names, parts, shapes, strict=True):
+            values[name] = part.view(shape).tolist()
+        return values, bool(packed[-1] > 0)
 
     def _row(
-        self, terms: Tensor, routing: Tensor, rate: float, waited: float, busy: float
+        self, values: dict[str, Any], rate: float, waited: float, busy: float
     ) -> dict[str, Any]:
+        if "routing" in values:
+            values["router_probability"] = [line[i] for i, line in enumerate(values["routing"])]
         return {
-            **dict(zip(TERMS, terms.tolist(), strict=True)),
+            **values,
             "lr": rate,
             "data_s": waited,
             "step_s": busy,
             "images_per_s": self.recipe.train.global_batch / (waited + busy),
-            "router_probability": routing.diagonal().tolist(),
-            "routing": routing.tolist(),
         }
 
     def _report(self, row: Mapping[str, Any], stop: bool) -> None:
@@ -186,12 +197,10 @@ class Trainer:
         report(metrics.TRAIN_IMAGES, self.recipe.train.global_batch)
         report(metrics.TRAIN_SECONDS, row["data_s"], phase="data")
         report(metrics.TRAIN_SECONDS, row["step_s"], phase="step")
-        for term in TERMS:
+        for term in self.task.terms:
             report(metrics.TRAIN_LOSS, row[term], term=term)
-        for pattern, value in zip(
-            ("identity", "shape", "relation"), row["router_probability"], strict=True
-        ):
-            report(metrics.TRAIN_ROUTER, value, pattern=pattern)
+        for pattern, value in zip(Pattern, row.get("router_probability", ()), strict=False):
+            report(metrics.TRAIN_ROUTER, value, pattern=pattern.name.lower())
 
     def _commit(self) -> None:
         if self._committed_step == self.engine.steps_done:

@@ -6,6 +6,7 @@ dpal/objective.py.
 
 import os
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -15,17 +16,20 @@ from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, SampleRenderer, Slice
 from data_tools.manifest import Manifest, load_manifest
+from data_tools.saip_samples import SaipSamples
 from data_tools.storage import open_store
 from dpal import checkpoint
 from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, StopRequested
 from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
+from dpal.base.saip import Saip
 from dpal.base.signals import StopSignal
 from dpal.base.telemetry import Telemetry
 from dpal.engine import Engine, World, lost_peers_told
 from dpal.method.build import build_task
-from dpal.task import CachedTargets, OnlineTargets, TargetSource
+from dpal.saip.views import SaipPlan
+from dpal.task import AlignmentTask, CachedTargets, OnlineTargets, TargetSource, Task
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate
@@ -73,12 +77,9 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
             recipe.train.metrics_port if world.rank == 0 else 0, recipe.name, "train.metrics_port"
         )
         pool = load_backgrounds(recipe)
-        sources, caches = _targets(recipe, manifest, pool, telemetry)
+        sources, caches = target_sources(recipe, manifest, pool, telemetry)
         task = build_task(recipe, sources, layout.teacher)
-        plan = ViewPlan(recipe.seed, recipe.views, recipe.train.seed)
-        shards = recipe.run_dir / "shard-cache"
-        renderer = AlignedSamples(manifest, plan, pool, task.needs, caches, shards)
-        source = _loader(recipe, manifest, renderer, world, telemetry)
+        source = make_loader(recipe, manifest, pool, task, caches, world, telemetry)
         found = checkpoint.latest(layout.checkpoints)
         restored = checkpoint.load(found) if found is not None else None
         engine = Engine(task, recipe.train, world, restored)
@@ -92,7 +93,7 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
             engine.close()
 
 
-def _targets(
+def target_sources(
     recipe: Recipe, manifest: Manifest, pool: BackgroundPool, telemetry: Telemetry | None = None
 ) -> tuple[list[TargetSource], list[TargetCache]]:
     """Every teacher's targets: from finished caches, or from the teachers themselves."""
@@ -111,10 +112,26 @@ def _targets(
     return sources, caches
 
 
-def _loader(
-    recipe: Recipe, manifest: Manifest, renderer: SampleRenderer, world: World, telemetry: Telemetry
+def make_loader(
+    recipe: Recipe,
+    manifest: Manifest,
+    pool: BackgroundPool,
+    task: Task,
+    caches: Sequence[TargetCache],
+    world: World,
+    telemetry: Telemetry | None = None,
 ) -> Loader:
-    spec = recipe.train
+    """This rank's batches, rendered as the task needs them."""
+    spec, cache_dir = recipe.train, recipe.run_dir / "shard-cache"
+    if isinstance(task, AlignmentTask):
+        plan = ViewPlan(recipe.seed, recipe.views, spec.seed)
+        renderer: SampleRenderer = AlignedSamples(
+            manifest, plan, pool, task.needs, caches, cache_dir
+        )
+    else:
+        assert isinstance(recipe.method, Saip)
+        local_crops = recipe.method.local_crops
+        renderer = SaipSamples(SaipPlan(recipe.seed + spec.seed, recipe.views, local_crops), pool)
     return Loader(
         open_store(recipe.data.shards, recipe.storage, telemetry=telemetry),
         manifest,
@@ -124,7 +141,7 @@ def _loader(
         max_pixels=recipe.data.max_pixels,
         threads=spec.loader_threads,
         prefetch=spec.prefetch,
-        cache_dir=recipe.run_dir / "shard-cache",
+        cache_dir=cache_dir,
         telemetry=telemetry,
     )
 

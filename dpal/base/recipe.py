@@ -124,9 +124,30 @@ class Cache(Section):
 class Decoder(Section):
     """D-PaDe, the dynamic pattern decoder; discarded after pretraining."""
 
+    kind: Literal["dynamic", "static", "linear", "shared"] = Field(
+        "dynamic",
+        description="'dynamic': D-PaDe; 'static': an MLP per pattern with as many parameters; "
+        "'linear': a linear layer per pattern; 'shared': one linear layer",
+    )
+    patterns: Literal[2, 3] = Field(
+        3, description="experts: identity, shape and relation, or the first two alone (Swin)"
+    )
     query_init: Literal["zeros", "normal"] = Field(
         "zeros", description="pattern queries at start: zeros (reference) or N(0, .02)"
     )
+    routing: Literal["soft", "top-1"] = Field(
+        "soft", description="all experts mixed (reference), or the likeliest one alone"
+    )
+
+    @model_validator(mode="after")
+    def _experts_exist(self) -> "Decoder":
+        for key in ("query_init", "routing"):
+            if self.kind != "dynamic" and getattr(self, key) != Decoder.model_fields[key].default:
+                raise ValueError(
+                    f"decoder.{key}={getattr(self, key)} has no effect with decoder.kind="
+                    f"{self.kind}; accepted is to leave it out, or decoder.kind=dynamic"
+                )
+        return self
 
 
 class Loss(Section):
@@ -144,6 +165,11 @@ class Loss(Section):
         description="teacher tokens as they are (reference; of a final norm, so of unit scale), "
         "'standardised' per channel with the cache's statistics (teachers of any other scale), or "
         "'phi-s': turned so that one scale serves every channel and errors keep their ratios",
+    )
+    affinity: Literal["log_softmax", "log"] = Field(
+        "log_softmax",
+        description="relation term by log-softmax, or log(softmax) as the reference writes it, "
+        "which is infinite where an affinity underflows",
     )
     shape_mask: Literal["fixed", "per-batch", "none", "flipped"] = Field(
         "fixed",
@@ -284,6 +310,18 @@ class Recipe(Section):
                     f"loss.relation={loss.relation} needs composites; accepted are "
                     "views.composites of 1 and more, or loss.relation=0"
                 )
+            if loss.relation and self.decoder.patterns == 2:
+                raise ValueError(
+                    f"decoder.patterns=2 has no expert for loss.relation={loss.relation}; "
+                    "accepted are decoder.patterns=3, or loss.relation=0"
+                )
+            for key in ("router", "router_late", "router_switch", "expert"):
+                value = getattr(loss, key)
+                if self.decoder.kind != "dynamic" and value != Loss.model_fields[key].default:
+                    raise ValueError(
+                        f"loss.{key}={value} has no effect with decoder.kind={self.decoder.kind}; "
+                        "accepted is to leave it out, or decoder.kind=dynamic"
+                    )
             if not loss.identity + loss.shape + loss.relation:
                 raise ValueError(
                     "loss.identity, loss.shape and loss.relation are all 0; accepted is a "

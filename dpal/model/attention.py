@@ -19,8 +19,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
 
-def suit_attention(vit: nn.Module, device: torch.device) -> None:
-    """Let the blocks of a timm ViT attend written out under CPU autocast, fused otherwise."""
+def suit_attention(network: nn.Module, device: torch.device) -> None:
+    """Let the blocks of a timm network attend written out under CPU autocast, fused otherwise."""
     fused = device.type != "cpu" or not torch.is_autocast_enabled("cpu")
-    for block in vit.blocks:
-        block.attn.fused_attn = fused
+    for module in network.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = fused

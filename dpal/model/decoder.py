@@ -28,23 +28,36 @@ class Pattern(IntEnum):
     RELATION = 2  # multi-person interaction: CLS and patch tokens of the composite
 
 
+class Routing(NamedTuple):
+    """What the router and the experts did in one call.
+
+    Attributes:
+        logits: z [B, K].
+        energy: squared Frobenius norm of each image's mixed expert [B].
+        similarity: mean cosine between two different experts of the first image [], detached.
+    """
+
+    logits: Tensor
+    energy: Tensor
+    similarity: Tensor
+
+
 class Decoded(NamedTuple):
     """Result of one decoder call.
 
     Attributes:
         tokens: decoded tokens Y [B, N, D].
-        router_logits: z [B, K].
-        expert_energy: squared Frobenius norm of each image's mixed expert [B].
+        routing: None for decoders without experts.
     """
 
     tokens: Tensor
-    router_logits: Tensor
-    expert_energy: Tensor
+    routing: Routing | None
 
 
 EXPERT_DIVISOR = 256  # keeps GELU near its linear range and the expert penalty near 0.05
 REDUCED_WIDTH = 192  # students wider than ViT-S are reduced to this before decoding
 WIDEST_UNREDUCED = 384
+HEADS_DIVIDE = 48  # 12 and 16 heads divide its multiples; another width is reduced, too
 
 
 class Attention(nn.Module):
@@ -79,14 +92,9 @@ class DynamicPatternDecoder(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int, spec: DecoderSpec) -> None:
         super().__init__()
-        self.reduce: nn.Module = nn.Identity()
-        width = student_width
-        if student_width > WIDEST_UNREDUCED:
-            width = REDUCED_WIDTH
-            self.reduce = nn.Sequential(
-                nn.Linear(student_width, width), nn.GELU(), nn.LayerNorm(width)
-            )
-        self.width, self.teacher_width, patterns = width, teacher_width, len(Pattern)
+        self.reduce, width = reduction(student_width)
+        self.width, self.teacher_width, patterns = width, teacher_width, spec.patterns
+        self.top_1 = spec.routing == "top-1"
 
         self.token_attention = Attention(width, heads=16)
         self.token_norm = nn.LayerNorm(width)
@@ -106,21 +114,49 @@ class DynamicPatternDecoder(nn.Module):
         self.output_norm = nn.LayerNorm(teacher_width)
         self._initialise(spec)
 
-    def forward(self, tokens: Tensor) -> Decoded:
-        """Decode student tokens X [B, N, d] of one pattern."""
+    def forward(self, tokens: Tensor, pattern: Pattern) -> Decoded:
+        """Decode student tokens X [B, N, d]; which pattern they are of, the router finds out."""
         tokens = self.reduce(tokens)
         encoded = self.token_norm(tokens + self.token_attention(tokens, tokens))  # [B, N, d]
         logits = self._route(encoded)  # [B, K]
-        mixed = self._mix(self._experts(tokens), logits.softmax(dim=-1))  # [B, d, D]
+        raw = self._experts(tokens)  # [B, K, d * D]
+        mixed = self._mix(raw, self._shares(logits))  # [B, d, D]
         decoded = self.output_norm(F.gelu(encoded @ mixed))  # [B, N, D]
-        return Decoded(decoded, logits, mixed.float().square().sum(dim=(1, 2)))
+        energy = mixed.float().square().sum(dim=(1, 2))
+        return Decoded(decoded, Routing(logits, energy, self._similarity(raw)))
 
     def _route(self, encoded: Tensor) -> Tensor:
         query = self.router_norm(self.router_query).expand(encoded.shape[0], -1, -1)
         return self.router(self.router_attention(query, encoded)).squeeze(1)
 
+    def _shares(self, logits: Tensor) -> Tensor:
+        """Part of each expert in the mixture [B, K]: soft, or the likeliest one alone.
+
+        Top-1 keeps that expert's probability as its factor, so that the router still learns.
+        """
+        shares = logits.softmax(dim=-1)
+        if not self.top_1:
+            return shares
+        best = shares.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(shares).scatter(1, best, shares.gather(1, best))
+
+    @torch.no_grad()
+    def _similarity(self, raw: Tensor) -> Tensor:
+        """Mean cosine between two different experts of the first image [], without gradient."""
+        norm = self.expert_norm
+        experts = F.layer_norm(
+            F.gelu(raw[0].to(norm.weight.dtype)),
+            norm.normalized_shape,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+        )
+        unit = F.normalize(experts, dim=1)
+        patterns = len(unit)
+        return ((unit @ unit.T).sum() - patterns) / (patterns * (patterns - 1))
+
     def _experts(self, tokens: Tensor) -> Tensor:
-        """Raw rows of the three experts [B, K, d * D]; `expert_norm` makes experts of them."""
+        """Raw rows of the experts [B, K, d * D]; `expert_norm` makes experts of them."""
         queries = self.pattern_queries.expand(tokens.shape[0], -1, -1)  # [B, K, d]
         queries = queries + self.query_attention(queries, queries)
         queries = queries + self.pattern_attention(self.query_norm(queries), tokens)
@@ -131,11 +167,26 @@ class DynamicPatternDecoder(nn.Module):
         return mixed.unflatten(1, (self.width, self.teacher_width))
 
     def _initialise(self, spec: DecoderSpec) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        xavier(self)
         nn.init.kaiming_uniform_(self.router.weight, a=5**0.5)
         if spec.query_init == "normal":
             nn.init.normal_(self.pattern_queries, std=0.02)
+
+
+def reduction(student_width: int) -> tuple[nn.Module, int]:
+    """What brings student tokens to the decoder's width, and that width (method: 1.3)."""
+    if student_width <= WIDEST_UNREDUCED and student_width % HEADS_DIVIDE == 0:
+        return nn.Identity(), student_width
+    reduce = nn.Sequential(
+        nn.Linear(student_width, REDUCED_WIDTH), nn.GELU(), nn.LayerNorm(REDUCED_WIDTH)
+    )
+    return reduce, REDUCED_WIDTH
+
+
+def xavier(module: nn.Module) -> None:
+    """Start every linear layer of `module` as the reference does: Xavier weights, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -18,7 +18,7 @@ from dpal.base import telemetry as t
 from dpal.base.errors import EXIT_RUN_AGAIN
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from dpal.task import TERMS
+from dpal.method.dpal import DpalTask
 from jobs.dashboards import write_dashboards
 
 from prometheus_test import Prometheus, serve, wait_for
@@ -30,7 +30,7 @@ OF_THE_CACHE = {t.CACHE_IMAGES, t.CACHE_SHARDS, t.CACHE_SHARDS_TOTAL}
 PATTERNS = {"identity", "shape", "relation"}
 # What tells the series of a panel apart, beside `run`.
 SERIES = {
-    "Loss by term": {("term", term) for term in TERMS},
+    "Loss by term": {("term", term) for term in DpalTask.terms},
     "Router probability by pattern": {("pattern", pattern) for pattern in PATTERNS},
     "Where the time goes, by phase": {("phase", p) for p in ("data", "step", "checkpoint")},
 }

@@ -77,16 +77,23 @@ class PyramidStudent(Student):
 
     @contextmanager
     def traceable(self) -> Iterator[None]:
-        """Within: Swin's masks are constants of `input_size`; a tracer gets their making wrong."""
+        """Within: what Swin computes from the size of a map is a constant of `input_size`.
+
+        A tracer gets the making of masks wrong, and ONNX the rolling of a map by more than its
+        own size.
+        """
         blocks = [block for block in self.net.modules() if getattr(block, "dynamic_mask", False)]
+        shifts = [block.shift_size for block in blocks]
         try:
             for block in blocks:
                 block.attn_mask = block.get_attn_mask(device=self.device, dtype=torch.float32)
+                sides = zip(block.shift_size, block.input_resolution, strict=True)
+                block.shift_size = tuple(shift % side for shift, side in sides)
                 block.dynamic_mask = False
             yield
         finally:
-            for block in blocks:
-                block.attn_mask, block.dynamic_mask = None, True
+            for block, shift in zip(blocks, shifts, strict=True):
+                block.attn_mask, block.shift_size, block.dynamic_mask = None, shift, True
 
 
 def upsample(features: Tensor, factor: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
@@ -14,7 +15,7 @@ from data_tools.manifest import load_manifest
 from data_tools.storage import LocalStore, open_store
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
-from dpal.batch import TrainBatch
+from dpal.batch import Needs, TrainBatch
 from dpal.views import ViewPlan
 
 from tiny import tiny_recipe
@@ -29,17 +30,25 @@ def loader(
     recipe: Recipe, part: Slice, cache: TargetCache | None = None, threads: int = 2
 ) -> Loader:
     store = open_store(recipe.data.shards, recipe.storage)
-    return Loader(
-        store,
-        load_manifest(store),
+    manifest, cache_dir = load_manifest(store), recipe.run_dir / "shard-cache"
+    renderer = AlignedSamples(
+        manifest,
         ViewPlan(recipe.seed, recipe.views),
         load_backgrounds(recipe),
-        cache,
+        Needs(crops=True, composite=True),
+        () if cache is None else (cache,),
+        cache_dir,
+    )
+    return Loader(
+        store,
+        manifest,
+        recipe.seed,
+        renderer,
         part,
         max_pixels=recipe.data.max_pixels,
         threads=threads,
         prefetch=2,
-        cache_dir=recipe.run_dir / "shard-cache",
+        cache_dir=cache_dir,
     )
 
 

@@ -26,11 +26,11 @@ def test_starts_with_small_penalty_and_undecided_router() -> None:
     torch.manual_seed(0)
     decoder = DynamicPatternDecoder(192, 768, Decoder())
     tokens = nn.functional.layer_norm(torch.randn(16, 128, 192), (192,))
-    decoded = decoder(tokens)
+    decoded = decoder(tokens, Pattern.SHAPE)
     assert decoded.tokens.shape == (16, 128, 768)
-    assert 0.025 * decoded.expert_energy.mean().item() == pytest.approx(0.056, abs=0.002)
+    assert 0.025 * decoded.routing.energy.mean().item() == pytest.approx(0.056, abs=0.002)
     labels = torch.full((16,), int(Pattern.SHAPE))
-    crossentropy = nn.functional.cross_entropy(decoded.router_logits, labels).item()
+    crossentropy = nn.functional.cross_entropy(decoded.routing.logits, labels).item()
     assert crossentropy == pytest.approx(math.log(3), abs=0.15)
 
 
@@ -55,10 +55,10 @@ def test_experts_separate_under_the_router_loss() -> None:
     for _ in range(40):
         loss = torch.zeros(())
         for pattern in Pattern:
-            out = decoder(x[pattern])
+            out = decoder(x[pattern], pattern)
             label = torch.full((8,), int(pattern))
             loss = loss + (out.tokens - y[pattern]).square().mean()
-            loss = loss + nn.functional.cross_entropy(out.router_logits, label)
+            loss = loss + nn.functional.cross_entropy(out.routing.logits, label)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -72,12 +72,12 @@ def test_forward_agrees_with_a_restatement_in_float64() -> None:
     for parameter in decoder.parameters():  # leave the start values, so that nothing cancels
         nn.init.normal_(parameter, std=0.3)
     tokens = torch.randn(3, 7, 48, dtype=torch.float64)
-    actual = decoder(tokens)
+    actual = decoder(tokens, Pattern.SHAPE)
     for image in range(3):
         decoded, logits, energy = _restated(decoder, tokens[image].numpy())
         np.testing.assert_allclose(actual.tokens[image].detach().numpy(), decoded, atol=1e-9)
-        np.testing.assert_allclose(actual.router_logits[image].detach().numpy(), logits, atol=1e-9)
-        assert actual.expert_energy[image].item() == pytest.approx(energy, rel=1e-5)
+        np.testing.assert_allclose(actual.routing.logits[image].detach().numpy(), logits, atol=1e-9)
+        assert actual.routing.energy[image].item() == pytest.approx(energy, rel=1e-5)
 
 
 def _restated(

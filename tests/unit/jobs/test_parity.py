@@ -12,8 +12,10 @@ from data_tools.storage import open_store
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.engine import World
-from dpal.task import TERMS, DpalTask, Losses
-from jobs.train import _loader, _targets
+from dpal.method.build import build_task
+from dpal.method.dpal import DpalTask
+from dpal.task import Losses, Moment
+from jobs.train import make_loader, target_sources
 
 from tiny import fill_cache, tiny_recipe
 
@@ -22,12 +24,14 @@ def first_batch(recipe: Recipe) -> tuple[TrainBatch, Losses]:
     """The first batch of a run and its losses, without an engine."""
     manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
     pool = load_backgrounds(recipe)
-    targets, cache = _targets(recipe, manifest, pool)
-    batches = _loader(recipe, manifest, pool, cache, World(0, 1, 0)).batches(0)
+    sources, caches = target_sources(recipe, manifest, pool)
+    task = build_task(recipe, sources, Path("no taught teacher"))
+    loader = make_loader(recipe, manifest, pool, task, caches, World(0, 1, 0))
+    batches = loader.batches(0)
     batch = next(batches)
     batches.close()
     with torch.no_grad():
-        return batch, DpalTask(recipe, targets)(batch, 0.1)
+        return batch, task(batch, Moment(0, 6, manifest.num_samples, recipe.train.global_batch))
 
 
 def variant(recipe: Recipe, *, targets: str, codec: str) -> Recipe:
@@ -52,9 +56,9 @@ def test_cached_and_online_teacher_give_the_same_losses(
     assert cached_batch.keys == online_batch.keys
     for name in ("base", "crops", "composite", "photometric"):
         assert np.array_equal(getattr(cached_batch, name), getattr(online_batch, name)), name
-    assert cached_batch.base_records.size > 0
-    assert online_batch.base_records.size == 0
-    for term, a, b in zip(TERMS, cached_losses.terms, online_losses.terms, strict=True):
+    assert cached_batch.records[0].base.size > 0
+    assert online_batch.records == ()
+    for term, a, b in zip(DpalTask.terms, cached_losses.terms, online_losses.terms, strict=True):
         assert a.item() == pytest.approx(b.item(), rel=tolerance), term
 
 

@@ -1,0 +1,155 @@
+"""Samples of the methods that align a student with teachers: views, joined with their targets.
+
+With caches, the pixels are rendered from the specs that the target records carry, so a student
+sees exactly what its teachers saw; without, from the view plan.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.backgrounds import BackgroundPool
+from data_tools.feature_cache import TargetCache
+from data_tools.loader import Recent, Sample
+from data_tools.manifest import Manifest
+from data_tools.order import WINDOW_SHARDS
+from data_tools.target_tar import TargetShard
+from dpal.base.errors import DataError
+from dpal.batch import Needs, Records, TrainBatch
+from dpal.record import Kind, stored_spec
+from dpal.views import CompositeSpec, ViewPlan, ViewSpec, render, render_composite
+
+BLUR_PROBABILITY = {"base": 1.0, "composite": 0.1, "crop": 0.5}
+
+
+class AlignedSamples:
+    """Renders a `TrainBatch` (a `data_tools.loader.SampleRenderer`).
+
+    Args:
+        plan: decides the views.
+        backgrounds: behind the composites.
+        needs: which views are rendered.
+        caches: a finished target cache of every teacher; empty with online teachers.
+        cache_dir: local folder for target shards fetched from remote storage.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        plan: ViewPlan,
+        backgrounds: BackgroundPool,
+        needs: Needs,
+        caches: Sequence[TargetCache],
+        cache_dir: Path,
+    ) -> None:
+        self.plan, self.backgrounds, self.needs = plan, backgrounds, needs
+        self.num_teachers = len(caches)
+        series = plan.views.count + plan.views.composites
+        self._shards: Recent[tuple[int, str, int], TargetShard] = Recent(
+            2 * WINDOW_SHARDS * series * max(1, len(caches)),
+            lambda key: caches[key[0]].shard(key[1], manifest.shards[key[2]], cache_dir),
+        )
+
+    def start(self, size: int) -> "_Filling":
+        """Begin a batch of `size` samples."""
+        return _Filling(self, size)
+
+    def record(self, teacher: int, series: str, sample: Sample) -> np.ndarray:
+        """A teacher's target record of one view of a sample, uint8 [R]."""
+        shard = self._shards.get((teacher, series, sample.place.shard))
+        record: np.ndarray = shard.records([sample.place.row])[0]
+        return record
+
+
+class _Filling:
+    """A batch under way; rows are independent, so threads need no lock."""
+
+    def __init__(self, samples: AlignedSamples, size: int) -> None:
+        plan, needs = samples.plan, samples.needs
+        crops = plan.views.crops if needs.crops else 0
+        side = plan.composite_size if needs.composite else (0, 0)
+        self._samples, self._crops = samples, crops
+        self._keys = [""] * size
+        self._base = np.empty((size, *plan.size, 3), dtype=np.uint8)
+        self._crop_rows = np.empty((size, crops, *plan.crop_size, 3), dtype=np.uint8)
+        self._composite = np.empty((size, *side, 3), dtype=np.uint8)
+        self._noise = np.zeros((size, 2 + crops, 6), dtype=np.float32)
+        self._noise[:, :, :3] = 1.0
+        self._base_records: list[list[np.ndarray]] = [[] for _ in range(size)]
+        self._composite_records: list[list[np.ndarray]] = [[] for _ in range(size)]
+
+    def fill(self, row: int, sample: Sample) -> None:
+        """Render one sample and fetch its target records."""
+        plan, key, epoch = self._samples.plan, sample.key, sample.place.epoch
+        self._keys[row] = key
+        view = plan.view_index(key, epoch)
+        spec = self._base_spec(row, sample, view)
+        self._base[row] = render(sample.image, spec, plan.size)
+        if self._samples.needs.composite:
+            mixed = self._composite_spec(row, sample, plan.composite_index(key, epoch))
+            background = self._samples.backgrounds.images[mixed.background]
+            self._composite[row] = render_composite(sample.image, background, mixed, plan)
+        if self._crops:
+            for i, crop in enumerate(plan.crops(key, view, epoch, sample.size)):
+                self._crop_rows[row, i] = render(sample.image, crop, plan.crop_size)
+        if plan.views.photometric == "free":
+            kinds = ("base", "composite", *("crop" for _ in range(self._crops)))
+            self._noise[row] = [
+                plan.photometric(key, epoch, number, BLUR_PROBABILITY[kind])
+                for number, kind in enumerate(kinds)
+            ]
+
+    def finish(self) -> TrainBatch:
+        """The batch."""
+        size, teachers = len(self._keys), self._samples.num_teachers
+        nothing = np.empty((size, 0), dtype=np.uint8)
+
+        def stacked(rows: list[list[np.ndarray]], teacher: int) -> np.ndarray:
+            return np.stack([row[teacher] for row in rows]) if rows[0] else nothing
+
+        return TrainBatch(
+            keys=tuple(self._keys),
+            base=self._base,
+            crops=self._crop_rows,
+            composite=self._composite,
+            photometric=self._noise,
+            records=tuple(
+                Records(stacked(self._base_records, i), stacked(self._composite_records, i))
+                for i in range(teachers)
+            ),
+        )
+
+    def _base_spec(self, row: int, sample: Sample, view: int) -> ViewSpec:
+        stored = self._stored(self._base_records[row], sample, f"view-{view}", "view")
+        if stored is None:
+            return self._samples.plan.base(sample.key, view, sample.size)
+        assert isinstance(stored, ViewSpec)
+        return stored
+
+    def _composite_spec(self, row: int, sample: Sample, index: int) -> CompositeSpec:
+        records = self._composite_records[row]
+        stored = self._stored(records, sample, f"composite-{index}", "composite")
+        if stored is None:
+            sizes = self._samples.backgrounds.sizes
+            return self._samples.plan.composite(sample.key, index, sample.size, sizes)
+        assert isinstance(stored, CompositeSpec)
+        return stored
+
+    def _stored(
+        self, records: list[np.ndarray], sample: Sample, series: str, kind: Kind
+    ) -> ViewSpec | CompositeSpec | None:
+        """Collect every teacher's record; the spec they carry, or None without caches.
+
+        Raises:
+            DataError: when two teachers were shown different pixels.
+        """
+        for teacher in range(self._samples.num_teachers):
+            records.append(self._samples.record(teacher, series, sample))
+        specs = [stored_spec(record, kind) for record in records]
+        if any(spec != specs[0] for spec in specs):
+            raise DataError(
+                f"sample {sample.key!r}: the teachers' caches hold targets of different views "
+                f"({series}); run `dpal cache` with this recipe"
+            )
+        return specs[0] if specs else None

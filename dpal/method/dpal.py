@@ -1,0 +1,187 @@
+"""DPAL: three alignment levels, each decoded from the student's tokens by D-PaDe.
+
+With every level in use, one sample gives five decoder calls: identity from the base view and from
+each of two local crops, shape from the base view, relation from the composite (method: 2). A level
+of weight 0 is not computed, and its views are not rendered.
+
+Legend: B samples, C local crops, D teacher width, K patterns.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpal import objective
+from dpal.base.recipe import Loss, Recipe
+from dpal.batch import Needs, TrainBatch
+from dpal.model.attention import suit_attention
+from dpal.model.decoder import Decoded, Pattern
+from dpal.model.static_decoder import build_decoder
+from dpal.model.tokens import Tokens
+from dpal.shape_mask import mask_of
+from dpal.targets import TargetHeader
+from dpal.task import Alignment, AlignmentTask, Moment, Targets, TargetSource
+
+
+class Seen(NamedTuple):
+    """Student tokens of one batch.
+
+    Attributes:
+        identities: CLS of the base view, then of each crop, [(1 + C) B, d]; empty without level.
+        shape: patch tokens of the base view [B, N, d].
+        relation: CLS and patch tokens of the composite [B, 1 + N', d].
+    """
+
+    identities: Tensor | None
+    shape: Tensor | None
+    relation: Tensor | None
+
+
+class DpalTask(AlignmentTask):
+    """Student and one decoder per teacher under the three alignment losses."""
+
+    terms = ("loss", "identity", "shape", "relation", "router", "expert")
+
+    def __init__(self, recipe: Recipe, sources: tuple[TargetSource, ...]) -> None:
+        self.weights: Loss = recipe.loss
+        self._recipe = recipe
+        super().__init__(recipe, sources)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(crops=self.weights.identity > 0, composite=self.weights.relation > 0)
+
+    def head(self, header: TargetHeader) -> nn.Module:
+        return build_decoder(self.student.embed_dim, header.width, self._recipe.decoder)
+
+    def look(self, batch: TrainBatch, moment: Moment) -> Seen:
+        """Student tokens; what has the same shape goes through the student at once."""
+        suit_attention(self.student, self.device)
+        identities = shape = relation = None
+        noise = batch.photometric  # [B, V, 6]
+        if self.weights.identity or self.weights.shape:
+            with self.paths(batch.keys, moment, 0):
+                seen = self.student(self.pixels(batch.base, noise[:, 0]))
+            shape, identities = seen.patches, seen.cls
+        if self.weights.relation:
+            with self.paths(batch.keys, moment, 1):
+                composite = self.student(self.pixels(batch.composite, noise[:, 1]))
+            relation = _with_cls(composite)
+        if self.weights.identity:
+            # First crop 0 of every sample, then crop 1 ...
+            crops = np.swapaxes(batch.crops, 0, 1).reshape(-1, *batch.crops.shape[2:])
+            rows = np.swapaxes(noise[:, 2:], 0, 1).reshape(-1, noise.shape[2])
+            with self.paths(batch.keys * batch.crops.shape[1], moment, 2):
+                close = self.student(self.pixels(crops, rows))
+            identities = torch.cat([identities, close.cls])
+        return Seen(identities, shape, relation)
+
+    def align(
+        self, teacher: int, seen: Seen, targets: Targets, raw: Targets, moment: Moment
+    ) -> Alignment:
+        calls, patterns = self._decode(self.decoder[teacher], seen, len(raw.base.cls))
+        mask = None
+        if self.weights.shape:
+            header = self._sources[teacher].header
+            mask = mask_of(self.weights.shape_mask, raw.base.patches, header)
+        with torch.autocast(self.device.type, enabled=False):
+            return self._compare(calls, patterns, targets, mask, moment)
+
+    def _decode(
+        self, decoder: nn.Module, seen: Seen, size: int
+    ) -> tuple[list[Decoded], list[Pattern]]:
+        """Every decoder call and its pattern."""
+        calls: list[Decoded] = []
+        patterns: list[Pattern] = []
+        if self.weights.identity:
+            assert seen.identities is not None
+            vectors = decoder(seen.identities.unsqueeze(1), Pattern.IDENTITY)
+            calls += _split(vectors, len(seen.identities) // size)
+            patterns += [Pattern.IDENTITY] * len(calls)
+        if self.weights.shape:
+            calls.append(decoder(seen.shape, Pattern.SHAPE))
+            patterns.append(Pattern.SHAPE)
+        if self.weights.relation:
+            calls.append(decoder(seen.relation, Pattern.RELATION))
+            patterns.append(Pattern.RELATION)
+        return calls, patterns
+
+    def _compare(
+        self,
+        calls: list[Decoded],
+        patterns: list[Pattern],
+        targets: Targets,
+        mask: Tensor | None,
+        moment: Moment,
+    ) -> Alignment:
+        weights = self.weights
+        of = {p: [c for c, q in zip(calls, patterns, strict=True) if q == p] for p in Pattern}
+        nothing = targets.base.cls.new_zeros(len(targets.base.cls))  # [B]
+        identity = shape = relation = router = expert = nothing
+        if weights.identity:
+            vectors = [call.tokens.squeeze(1) for call in of[Pattern.IDENTITY]]
+            identity = objective.identity_loss(vectors, targets.base.cls)
+        if weights.shape:
+            assert mask is not None
+            shape = objective.shape_loss(of[Pattern.SHAPE][0].tokens, targets.base.patches, mask)
+        if weights.relation:
+            assert targets.composite is not None
+            relation = objective.relation_loss(
+                of[Pattern.RELATION][0].tokens,
+                _with_cls(targets.composite),
+                weights.affinity == "log_softmax",
+            )
+        diagnostics = {}
+        if calls[0].routing is not None:
+            logits = [call.routing.logits for call in calls]
+            router = objective.router_loss(logits, patterns)
+            expert = objective.expert_penalty([call.routing.energy for call in calls])
+            diagnostics = routing_diagnostics(calls, patterns)
+        aligned = weights.identity * identity + weights.shape * shape + weights.relation * relation
+        late = moment.step >= moment.steps(weights.router_switch)
+        router_weight = weights.router_late if late else weights.router
+        steering = (router_weight * router + weights.expert * expert).mean()
+        terms = [term.detach().mean() for term in (identity, shape, relation, router, expert)]
+        return Alignment(aligned, steering, terms, diagnostics)
+
+
+def routing_diagnostics(calls: list[Decoded], patterns: list[Pattern]) -> dict[str, Tensor]:
+    """What the router and the experts do.
+
+    `routing` [K, K]: mean router probability; row: called pattern, column: expert.
+    `router_entropy` []: mean entropy of the router's choice in nats; ln K is undecided.
+    `expert_similarity` []: mean cosine similarity between two experts of an image.
+    """
+    with torch.no_grad():
+        parts = [call.routing for call in calls]
+        size = parts[0].logits.shape[1]
+        table = parts[0].logits.new_zeros(size, size, dtype=torch.float32)
+        entropies = []
+        for part, pattern in zip(parts, patterns, strict=True):
+            logs = part.logits.float().log_softmax(dim=-1)  # [B, K]
+            table[pattern] += logs.exp().mean(dim=0) / patterns.count(pattern)
+            entropies.append(-(logs.exp() * logs).sum(dim=-1).mean())
+        similarity = torch.stack([part.similarity for part in parts]).mean()
+        return {
+            "routing": table,
+            "router_entropy": torch.stack(entropies).mean(),
+            "expert_similarity": similarity,
+        }
+
+
+def _with_cls(tokens: Tokens) -> Tensor:
+    return torch.cat([tokens.cls.unsqueeze(1), tokens.patches], dim=1)
+
+
+def _split(decoded: Decoded, calls: int) -> list[Decoded]:
+    """Undo a concatenation of equally large calls."""
+    tokens = decoded.tokens.chunk(calls)
+    if decoded.routing is None:
+        return [Decoded(part, None) for part in tokens]
+    logits, energy = (part.chunk(calls) for part in decoded.routing[:2])
+    return [
+        Decoded(t, decoded.routing._replace(logits=z, energy=e))
+        for t, z, e in zip(tokens, logits, energy, strict=True)
+    ]
