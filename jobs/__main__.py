@@ -158,6 +158,12 @@ def _dashboards(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _inspect(arguments: argparse.Namespace) -> int:
+    from jobs.inspect_weights import inspect_weights
+
+    return inspect_weights(Path(arguments.weights), arguments.other and Path(arguments.other))
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     print(explain(arguments.key))
     return EXIT_DONE
@@ -230,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("dashboards", _dashboards, "write dashboards, scrape config and alerts").add_argument(
         "dest"
     )
+    inspect = verb("inspect", _inspect, "what a weights file is, and which teacher it fits")
+    inspect.add_argument("weights", help="a .safetensors, torch or .onnx file")
+    inspect.add_argument("other", nargs="?", help="a second file, to compare the last block with")
     verb("explain", _explain, "what a recipe key means").add_argument("key")
     return parser
 

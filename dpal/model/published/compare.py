@@ -52,15 +52,15 @@ def compare_last_block(
     counts = [count_of(state, r"blocks\.(\d+)\.") for state in states]
     if counts[0] != counts[1] or not counts[0]:
         raise ConfigError(
-            f"{paths[0]} and {paths[1]} have {counts[0]} and {counts[1]} blocks named 'blocks.<k>': "
-            "accepted are two ViTs of one depth"
+            f"{paths[0]} and {paths[1]} have {counts[0]} and {counts[1]} blocks named "
+            "'blocks.<k>': accepted are two ViTs of one depth"
         )
     last = counts[0] - 1
     rows = _rows(states[0], states[1], (f"blocks.{last}.", "norm."), paths)
     blocks = tuple(f"blocks.{i}." for i in range(last))
     others = [row.cosine for row in _rows(*states, blocks, paths) if len(row.shape) > 1]
     mean = sum(others) / len(others) if others else float("nan")
-    return Comparison(last, rows, mean, _meaning(rows, last))
+    return Comparison(last, rows, mean, _meaning(rows, mean, last))
 
 
 def _rows(
@@ -79,12 +79,14 @@ def _rows(
     return tuple(rows)
 
 
-def _meaning(rows: tuple[Row, ...], last: int) -> str:
+def _meaning(rows: tuple[Row, ...], others: float, last: int) -> str:
     matrices = [row for row in rows if len(row.shape) > 1]
     if not matrices:
         return "the last block has no matrices to compare"
     same = all(row.cosine > SAME_DIRECTION for row in matrices)
     ratios = [row.ratio for row in matrices]
+    if same and others > SAME_DIRECTION:
+        return f"all blocks point alike, not only block {last}: these files cannot tell"
     if same and max(ratios) < SHRUNK:
         return (
             f"block {last} was not trained: its matrices are the second file's, decayed to "

@@ -12,14 +12,13 @@ from torch import Tensor
 from dpal.base.errors import ConfigError
 from dpal.model.published.mobilesam import ENCODER, load_mobilesam
 from dpal.model.published.solider import load_solider
-from dpal.model.published.vit import LoadedVit, load_vit
+from dpal.model.published.vit import LoadedVit, grid_of, load_vit
 from dpal.model.timm_import import timm
 from dpal.model.timm_teacher import timm_network
 from dpal.model.weights import WeightsFile, bare, count_of
 
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 SWINS = {96: ("tiny", "small"), 128: ("base",), 192: ("large",)}
-MAE_NAMES = ("path", "mae", "hap")  # one naming; the grid of the positions tells them apart
 UNIHCP_PATCHES = 84 * 84
 
 
@@ -78,11 +77,11 @@ def _suggested(state: Mapping[str, Any], source: Path) -> list[str]:
         return ["unihcp"] if table.shape[1] == UNIHCP_PATCHES else ["path"]
     if table.shape[1] == UNIHCP_PATCHES:
         return ["unihcp"]
-    tall = table.shape[1] in (129, 1 + 2 * 64)
-    kinds = ["hap", "mae"] if tall else ["mae", "path"]
-    if "mask_token" not in names and table.shape[1] == 196:
-        kinds = ["path"]
-    return kinds + _vits(names, "224")
+    grid = grid_of(table.shape[1] - 1)
+    if grid is None:  # no row for the CLS token
+        return ["path"]
+    same_names = ["mae", "path"] if grid[0] == grid[1] else ["hap", "mae"]
+    return same_names + _vits(names, "224")
 
 
 def _vits(names: Mapping[str, Any], family: str) -> list[str]:
@@ -162,7 +161,7 @@ def _fit_timm(name: str, file: WeightsFile) -> Fit:
     if hasattr(model, "layers"):
         facts = (("network", f"{type(model).__name__}, blocks {_join(map(_depth, model.layers))}"),)
         return Fit({"kind": "timm", "name": name}, facts, {})
-    facts = (("network", _vit_text(model)), ("prefix", f"{model.num_prefix_tokens} tokens"))
+    facts = (("network", _vit_text(model)), ("prefix", _prefix_text(model)))
     patch = model.patch_embed.patch_size[0]
     fed = [2 * (128 // patch) * patch, 128 // patch * patch]
     return Fit({"kind": "timm", "name": name, "input": fed}, facts, {})
@@ -172,6 +171,12 @@ def _vit_text(model: Any) -> str:
     patch = model.patch_embed.patch_size[0]
     heads = model.blocks[0].attn.num_heads
     return f"ViT, width {model.embed_dim}, {len(model.blocks)} blocks, {heads} heads, patch {patch}"
+
+
+def _prefix_text(model: Any) -> str:
+    registers = model.num_prefix_tokens - (model.cls_token is not None)
+    cls = "a CLS token" if model.cls_token is not None else "no CLS token"
+    return f"{cls}, {registers} register tokens" if registers else cls
 
 
 def _depth(stage: Any) -> int:

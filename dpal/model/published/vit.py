@@ -172,6 +172,7 @@ def _empty(
         fc_norm=False,
         final_norm=True,
         num_classes=0,
+        weight_init="skip",  # every tensor is loaded
         dynamic_img_size=True,
     )
 
