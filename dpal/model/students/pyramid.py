@@ -55,6 +55,7 @@ class PyramidStudent(Student):
                 f"student.name={spec.name!r}: its last map has stride {self.stride}; "
                 "accepted are networks that end at stride 16 or 32"
             )
+        self._try_a_crop()
 
     def forward(self, pixels: Tensor) -> Tokens:
         """Tokens of normalised float pixels [B, 3, H, W] (see `Student`)."""
@@ -69,6 +70,21 @@ class PyramidStudent(Student):
             pixels, indices=1, norm=True, intermediates_only=True, output_fmt="NCHW"
         )
         return maps[-1]
+
+    @torch.no_grad()
+    def _try_a_crop(self) -> None:
+        """Raise ConfigError when the network is bound to the size that it was published with."""
+        height, width = self.input_size[0] // 2, 3 * self.input_size[0] // 8  # a local crop
+        training = self.training
+        try:
+            self.eval()(torch.zeros(1, 3, height, width))
+        except (AssertionError, RuntimeError, ValueError):
+            raise ConfigError(
+                f"student.name={self.spec.name!r} cannot take crops of {height}x{width} pixels; "
+                "accepted are networks for images of any size"
+            ) from None
+        finally:
+            self.train(training)
 
     @property
     def timm_module(self) -> nn.Module:

@@ -38,6 +38,15 @@ def views() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 128, 64, 3), dtype=np.uint8)
 
 
+def _of(name: str) -> Student:
+    """A student whose batch norms have seen something, so that its statistics matter too."""
+    spec = StudentSpec(name=name, height=128, width=64)
+    student = build_student(spec, seed=3).train()
+    with torch.no_grad():
+        student(torch.randn(2, 3, 128, 64, generator=torch.Generator().manual_seed(0)))
+    return student.eval()
+
+
 @pytest.mark.parametrize("heads", ["paper", "timm"])
 def test_exported_folder_gives_the_students_features(tmp_path: Path, views: np.ndarray, heads: str):
     student = _student(heads)
@@ -122,3 +131,56 @@ def test_onnx_graph_gives_the_students_features_for_any_batch(tmp_path: Path, vi
         student.blocks[0].attn.qkv.weight.mul_(1.5)
     with pytest.raises(DataError, match="differ from the trained student"):
         export.check_onnx(student, path, views)
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_tiny", "mobilenetv4_conv_small", "efficientvit_b0", "tiny_vit_5m_224"]
+)
+def test_every_family_is_exported_with_its_features(tmp_path: Path, views: np.ndarray, name: str):
+    student = _of(name)
+    export.write_timm(student, tmp_path)
+    parity = export.check_timm(student, tmp_path, views)
+    assert parity.max_abs_error <= export.TOLERANCE * parity.feature_scale
+    assert parity.feature_scale > 0.05
+    export.write_onnx(student, tmp_path / export.ONNX)
+    for count in (1, 3):
+        assert export.check_onnx(student, tmp_path / export.ONNX, views[:count]).num_images == count
+    config = json.loads((tmp_path / export.CONFIG).read_text())
+    assert export.spec_of(config) == student.spec
+    tensors = load_file(tmp_path / export.WEIGHTS)
+    key = max(tensors, key=lambda key: tensors[key].numel())
+    tensors[key] *= 1.5
+    save_file(tensors, tmp_path / export.WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(DataError, match="differ from the trained student"):
+        export.check_timm(student, tmp_path, views)
+
+
+def test_exporting_swin_leaves_it_able_to_take_other_sizes(tmp_path: Path):
+    student = _of("swin_tiny")
+    crop = torch.randn(1, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = student(crop)
+        with student.traceable():
+            assert student.net.layers[3].blocks[1].shift_size == (3, 1)  # of a map of 4 x 2
+        after = student(crop)
+    assert torch.equal(before.patches, after.patches)
+
+
+def test_mask_token_stays_behind_and_layer_scale_goes_along(tmp_path: Path, views: np.ndarray):
+    spec = StudentSpec(height=128, width=64, layer_scale=0.5, position_embedding="sincos")
+    student = build_student(spec, seed=3, masked=True)
+    export.write_timm(student, tmp_path)
+    assert export.check_timm(student, tmp_path, views).max_abs_error <= export.TOLERANCE
+    names = set(load_file(tmp_path / export.WEIGHTS))
+    assert "blocks.3.ls1.gamma" in names
+    assert "pos_embed" in names
+    assert "mask_token" not in names
+
+
+@pytest.mark.parametrize("keys", [{}, {"last_heads": 16}, {"heads": "timm"}, {"name": "vit_small"}])
+def test_configuration_written_before_it_held_the_section_is_understood(keys: dict[str, object]):
+    spec = StudentSpec.model_validate({"height": 128, "width": 64, "positions": "2d", **keys})
+    config = export.timm_config(build_student(spec))
+    assert export.spec_of(config) == spec
+    del config["student"]
+    assert export.spec_of(config) == spec
