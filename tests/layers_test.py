@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "dpal/base": ("dpal.base",),
     "dpal": ("dpal",),
-    "data_tools": ("dpal.base", "dpal.views", "dpal.record", "dpal.targets", "dpal.batch"),
+    "data_tools": (
+        *("dpal.base", "dpal.views", "dpal.record", "dpal.targets", "dpal.batch"),
+        *("dpal.saip.views", "dpal.saip.batch"),
+    ),
     "cluster": ("dpal.base",),
     "jobs": ("dpal", "data_tools", "cluster"),
 }
@@ -54,6 +57,14 @@ def test_imports_point_down(path: Path) -> None:
             assert inside(name, allowed), f"{path.name} of {layer} imports {name}"
         if own == "dpal":
             assert not inside(name, NETWORK), f"{path.name} of dpal imports {name}"
+
+
+def test_the_data_layer_needs_no_torch() -> None:
+    code = (
+        "import sys, data_tools.loader, data_tools.aligned_samples, data_tools.saip_samples;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_command_starts_without_torch() -> None:
