@@ -19,6 +19,7 @@ from dpal.average import MovingAverage
 from dpal.base.recipe import Recipe, steps_of
 from dpal.batch import Batch, Needs, TrainBatch
 from dpal.chance import generator
+from dpal.dropping import kept_teachers
 from dpal.model.student import build_student
 from dpal.model.tokens import FrozenBackbone, Tokens
 from dpal.pixels import student_pixels
@@ -220,6 +221,7 @@ class AlignmentTask(Task):
     ) -> None:
         super().__init__(recipe, masked=masked)
         self._sources = tuple(sources)  # a tuple, so nn.Module does not look inside
+        self._teacher_drop = recipe.loss.teacher_drop
         self._spaces = tuple(
             target_space(recipe.loss.targets, source.header, source.covariance)
             for source in sources
@@ -275,4 +277,16 @@ class AlignmentTask(Task):
         return Losses(total, torch.stack([total, *means]).detach(), diagnostics)
 
     def _kept(self, aligned: Tensor, batch: TrainBatch, moment: Moment) -> Tensor:
-        return torch.ones_like(aligned)
+        """1 where a teacher teaches an image in this step, else 0 [M, B]; one teacher always does.
+
+        The mean stays one over all teachers and images, dropped ones included.
+        """
+        if len(aligned) == 1 or not self._teacher_drop:
+            return torch.ones_like(aligned)
+        return kept_teachers(
+            aligned,
+            batch.keys,
+            probability=self._teacher_drop,
+            seed=self.seed,
+            step=moment.step,
+        )
