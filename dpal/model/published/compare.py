@@ -17,6 +17,13 @@ from dpal.model.weights import bare, count_of
 SAME_DIRECTION = 0.98  # cosine of two tensors that differ by scale only
 SHRUNK = 0.5  # ratio of norms below which decay alone explains a matrix
 UNCHANGED = 0.02  # distance of a ratio from 1
+_FROM_MMPRETRAIN = (
+    (r"^ln1\.", "norm."),
+    (r"^layers\.(\d+)\.(?!blocks)", r"blocks.\1."),
+    (r"^(blocks\.\d+)\.ln(\d)\.", r"\1.norm\2."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+)
 
 
 class Row(NamedTuple):
@@ -103,5 +110,6 @@ def _meaning(rows: tuple[Row, ...], others: float, last: int) -> str:
 
 def _vit_name(key: str) -> str:
     """mmpretrain's names as timm's, so that Sapiens files compare too."""
-    key = re.sub(r"^ln1\.", "norm.", re.sub(r"^layers\.(\d+)\.(?!blocks)", r"blocks.\1.", key))
-    return re.sub(r"^(blocks\.\d+)\.ln(\d)\.", r"\1.norm\2.", key)
+    for pattern, replacement in _FROM_MMPRETRAIN:
+        key = re.sub(pattern, replacement, key)
+    return key

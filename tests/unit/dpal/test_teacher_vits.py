@@ -313,5 +313,5 @@ def test_relations_behind_norm_or_the_last_block_are_refused(tmp_path) -> None:
     ):
         with pytest.raises(ConfigError, match=f"teacher.kind={kind}: .*plain ViT"):
             attention_projection(spec(kind, path, **values))
-    with pytest.raises(ConfigError, match="teacher.kind=taught"):
+    with pytest.raises(ConfigError, match=r"teacher\.kind=taught"):
         attention_projection(sections.TaughtTeacher(kind="taught"))
