@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from dpal.base.errors import ConfigError
 from dpal.base.methods import Method
@@ -89,17 +90,31 @@ def explain(key: str) -> str:
     parts = key.split(".")
     for depth, part in enumerate(parts):
         fields: dict[str, Any] = {}
-        for candidate in _variants(model):
+        variants = _variants(model)
+        for candidate in reversed(variants):  # the first that has a key says what it means
             fields.update(candidate.model_fields)
         if part not in fields:
-            raise ConfigError(f"no recipe key {key!r}{_nearest(part, fields, parts[:depth])}")
+            raise ConfigError(f"no recipe key {key!r}{_nearest(part, fields, parts[: depth + 1])}")
         field = fields[part]
         if depth == len(parts) - 1:
-            default = "required" if field.is_required() else f"default {field.default!r}"
-            text = field.description or (field.annotation.__doc__ or "").strip()
-            return f"{key}: {text} ({default})"
+            return f"{key}: {_meaning(key, field)}"
         model = field.annotation
     raise AssertionError("unreachable")
+
+
+def _meaning(key: str, field: FieldInfo) -> str:
+    """Text and default of a key."""
+    section = "teacher" if "teacher" in key else key.partition(".")[0]
+    if (
+        key in ("method", "teacher", "more_teachers")
+        or key.endswith(".kind")
+        and (section in ("method", "teacher"))
+    ):
+        default = "; default dpal" if section == "method" else ""
+        return f"chosen by the word `kind`: {_words_of(section)}{default}"
+    default = "required" if field.is_required() else f"default {field.default!r}"
+    text = field.description or (field.annotation.__doc__ or "").strip()
+    return f"{text} ({default})"
 
 
 def _variants(annotation: Any) -> list[type[BaseModel]]:
@@ -110,8 +125,13 @@ def _variants(annotation: Any) -> list[type[BaseModel]]:
 
 def _kinds() -> set[str]:
     """Words that choose a class of a section; pydantic puts them into the path of an error."""
-    sections = [*_variants(Teacher), *_variants(Method)]
-    return {kind for s in sections for kind in get_args(s.model_fields["kind"].annotation)}
+    return {*_words("teacher"), *_words("method")}
+
+
+def _kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
+    """The kinds that one class of a section serves."""
+    field = section.model_fields.get("kind")
+    return get_args(field.annotation) if field is not None else ()
 
 
 def _with_path_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -149,32 +169,66 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     node[last] = parse_yaml(raw, f"override {override!r}") if raw else ""
 
 
-def _nearest(name: str, valid: Any, parents: list[str]) -> str:
+def _nearest(name: str, valid: Any, parts: list[str]) -> str:
+    """What may stand instead of `name`, the last of `parts`."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     if close:
-        return f"; the nearest valid name is {'.'.join([*parents, close[0]])!r}"
+        return f"; the nearest valid name is {'.'.join([*parts[:-1], close[0]])!r}"
     return f"; valid names are {', '.join(sorted(valid))}"
 
 
 def _sentence(error: ValidationError, section: str = "") -> str:
     first = error.errors()[0]
     parts = [*filter(None, [section]), *(str(part) for part in first["loc"])]
+    chosen = [part for i, part in enumerate(parts) if part in _kinds() and i in (1, 2)]
     parts = [part for i, part in enumerate(parts) if not (part in _kinds() and i in (1, 2))]
     key = ".".join(parts)
     if first["type"] == "extra_forbidden":
-        model: Any = Recipe
-        fields: dict[str, Any] = dict(Recipe.model_fields)
-        for part in parts[:-1]:
-            if part not in fields:
-                continue  # an index into a list of sections
-            model = fields[part].annotation
-            fields = {}
-            for variant in _variants(model):
-                fields.update(variant.model_fields)
-        return f"unknown recipe key {key!r}{_nearest(parts[-1], fields, parts[:-1])}"
+        return f"unknown recipe key {key!r}{_nearest(parts[-1], _siblings(parts, chosen), parts)}"
     if first["type"] == "missing":
         return f"recipe key {key!r} is required"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
+    if first["type"] == "union_tag_not_found":
+        return f"recipe key '{key}.kind' is required; accepted are {_words_of(parts[0])}"
+    if first["type"] == "union_tag_invalid":
+        tag = str(first["ctx"]["tag"])
+        return (
+            f"{key}.kind={tag}: accepted are {_words_of(parts[0])}"
+            f"{_nearest_word(tag, _words(parts[0]))}"
+        )
     shown = first["input"] if isinstance(first["input"], str | int | float | bool) else ""
+    if first["type"] in ("model_type", "model_attributes_type"):
+        word = ", or one word of its `kind`" if parts[0] == "method" else ""
+        return f"{key}={shown}: accepted is a section of keys and values{word}"
     return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _siblings(parts: list[str], kinds: list[str]) -> dict[str, Any]:
+    """Valid fields where the last of `parts` stands; of a chosen kind alone, if one is."""
+    fields: dict[str, Any] = dict(Recipe.model_fields)
+    for part in parts[:-1]:
+        if part not in fields:
+            continue  # an index into a list of sections
+        variants = _variants(fields[part].annotation)
+        if kinds:
+            variants = [v for v in variants if kinds[0] in _kinds_of(v)]
+        fields = {}
+        for variant in variants:
+            fields.update(variant.model_fields)
+    return fields
+
+
+def _words(section: str) -> list[str]:
+    """Words that `kind` of a section may be, in the order of the schema."""
+    variants = _variants(Method if section == "method" else Teacher)
+    return [kind for variant in variants for kind in _kinds_of(variant)]
+
+
+def _words_of(section: str) -> str:
+    return ", ".join(_words(section))
+
+
+def _nearest_word(word: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    return f"; the nearest is {close[0]!r}" if close else ""
