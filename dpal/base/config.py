@@ -105,11 +105,7 @@ def explain(key: str) -> str:
 def _meaning(key: str, field: FieldInfo) -> str:
     """Text and default of a key."""
     section = "teacher" if "teacher" in key else key.partition(".")[0]
-    if (
-        key in ("method", "teacher", "more_teachers")
-        or key.endswith(".kind")
-        and (section in ("method", "teacher"))
-    ):
+    if section in ("method", "teacher") and key.removesuffix(".kind") in (section, "more_teachers"):
         default = "; default dpal" if section == "method" else ""
         return f"chosen by the word `kind`: {_words_of(section)}{default}"
     default = "required" if field.is_required() else f"default {field.default!r}"
