@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, SecretStr, model_validator
 
+from dpal.base.combinations import misfit
 from dpal.base.methods import Dpal, Method
 from dpal.base.section import Duration, Paths, Range, Section
 from dpal.base.students import PATCH, Student
@@ -337,6 +338,12 @@ class Recipe(Section):
                         f"{name}.{key}={value} has no effect with method.kind={kind}; accepted is "
                         "to leave it out, or method.kind=dpal"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _combination_makes_sense(self) -> "Recipe":
+        if reason := misfit(self):
+            raise ValueError(reason)
         return self
 
     @property
