@@ -1,10 +1,13 @@
 """The `method` section of a recipe when it is SAIP: self-supervised, without a teacher."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from dpal.base.section import Section
+
+if TYPE_CHECKING:
+    from dpal.base.recipe import Recipe
 
 SEARCH_HEADS = 4  # attention heads of the search decoder (CSS)
 
@@ -44,3 +47,26 @@ class Saip(Section):
                     f"method.decoder_width={self.decoder_width}: accepted are multiples of {reason}"
                 )
         return self
+
+
+def misfit(recipe: "Recipe") -> str:
+    """What of a recipe SAIP cannot work with, in one sentence; empty when all fits."""
+    student, views = recipe.student, recipe.views
+    if student.family != "vit":
+        return (
+            f"student.name={student.name}: method.kind=saip reads the middle and the last "
+            "attention of a ViT; accepted are vit_tiny, vit_small and vit_base"
+        )
+    if student.drop_path:
+        return f"student.drop_path={student.drop_path}: accepted with method.kind=saip is 0"
+    if views.height != student.height:
+        return (
+            f"views.height={views.height} with method.kind=saip: no teacher looks at larger "
+            f"views, so accepted is student.height={student.height}"
+        )
+    if recipe.train.zero_stage == 3:
+        return (
+            "train.zero_stage=3 with method.kind=saip: the moving average needs whole parameters "
+            "on every process; accepted are 0, 1 and 2"
+        )
+    return ""

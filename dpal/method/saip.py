@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from dpal.average import MovingAverage
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
-from dpal.base.saip import Saip
+from dpal.base.saip import Saip, misfit
 from dpal.base.students import PATCH
 from dpal.model.attention import suit_attention
 from dpal.model.student import VitStudent
 from dpal.saip import csm, csr, css
 from dpal.saip.batch import SaipBatch
-from dpal.saip.encoder import Seen, check_student, see, see_all, see_middle
+from dpal.saip.encoder import Seen, see, see_all, see_middle
 from dpal.saip.pixels import Inputs, network_inputs
 from dpal.saip.views import ENLARGEMENT, rescaled_sizes, scaled_size
 from dpal.task import Losses, Moment, Task
@@ -83,24 +83,16 @@ class SaipTask(Task):
     Every random choice is a function of (seed, purpose, sample key or nothing, step).
 
     Raises:
-        ConfigError: the student is no ViT, or its input differs from the base view.
+        ConfigError: see `misfit`.
     """
 
     terms = ("loss", "representation", "attention", "reconstruction", "instance", "region")
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.method, Saip)
-        check_student(recipe.student)
-        if recipe.views.height != recipe.student.height:
-            raise ConfigError(
-                f"views.height={recipe.views.height} with method.kind=saip: no teacher looks at "
-                f"larger views, so accepted is student.height={recipe.student.height}"
-            )
-        if recipe.train.zero_stage == 3:
-            raise ConfigError(
-                "train.zero_stage=3 with method.kind=saip: the moving average needs whole "
-                "parameters on every process; accepted are 0, 1 and 2"
-            )
+        reason = misfit(recipe)
+        if reason:
+            raise ConfigError(reason)
         super().__init__(recipe)
         self.spec = recipe.method
         with torch.random.fork_rng(devices=[]):

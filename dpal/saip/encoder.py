@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dpal.base.errors import ConfigError
-from dpal.base.students import Student as StudentSpec
 from dpal.model.student import VitStudent
 
 MIDDLE = 6  # index of the block whose output the pixel and search terms use
@@ -29,23 +27,6 @@ class Seen(NamedTuple):
     middle: Tensor
     cls: Tensor
     qkv: Tensor
-
-
-def check_student(spec: StudentSpec) -> None:
-    """Refuse what is no plain ViT, and stochastic depth, which would need draws of its own.
-
-    Raises:
-        ConfigError: naming the key and what is accepted.
-    """
-    if spec.family != "vit":
-        raise ConfigError(
-            f"student.name={spec.name}: method.kind=saip reads the middle and the last attention "
-            "of a ViT; accepted are vit_tiny, vit_small and vit_base"
-        )
-    if spec.drop_path:
-        raise ConfigError(
-            f"student.drop_path={spec.drop_path}: accepted with method.kind=saip is 0"
-        )
 
 
 def see_middle(

@@ -1,5 +1,6 @@
 """SAIP learns, is independent of how a batch is cut, and goes on after a checkpoint."""
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,20 @@ def moment_of(step: int) -> Moment:
     return Moment(step=step, total_steps=30, num_samples=12, global_batch=4)
 
 
+@functools.cache
+def person(number: int) -> np.ndarray[Any, Any]:
+    return draw_person(0, number % 4, number).image
+
+
 def batch_of(recipe: Recipe, numbers: list[int], epoch: int = 0) -> SaipBatch:
     assert isinstance(recipe.method, Saip)
     plan = SaipPlan(recipe.seed + recipe.train.seed, recipe.views, recipe.method.local_crops)
     pool = BackgroundPool(tuple(draw_background(0, i, (128, 128)) for i in range(2)), "")
     builder = SaipSamples(plan, pool).start(len(numbers))
     for row, number in reversed(list(enumerate(numbers))):
-        image = draw_person(0, number % 4, number).image
-        builder.fill(row, Sample(f"{number:08x}", image, Place(epoch=epoch, shard=0, row=number)))
+        builder.fill(
+            row, Sample(f"{number:08x}", person(number), Place(epoch=epoch, shard=0, row=number))
+        )
     return builder.finish()
 
 
