@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_task import GRID, TEACHER, WIDTH, MadeTargets, made_batch, made_recipe, moment
 from torch import nn
 
 from dpal.base.errors import ConfigError
@@ -21,8 +22,7 @@ from dpal.method.tinymim import TinyMimTask
 from dpal.model.decoder import Pattern
 from dpal.task import Task
 
-from made_task import GRID, WIDTH, MadeTargets, made_batch, made_recipe, moment
-
+BLOCK = {**TEACHER, "tap": "block9"}
 NUM_PATCHES = GRID[0] * GRID[1]
 
 
@@ -45,7 +45,7 @@ class Frozen:
 
 def built(method: Any, **sections: Any) -> Task:
     """A task whose parameters have all left their start values."""
-    recipe = made_recipe(method, **sections)
+    recipe = made_recipe(method, **{"teacher": BLOCK, **sections})
     task = task_of(recipe)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
