@@ -1,7 +1,8 @@
 """Samples of the methods that align a student with teachers: views, joined with their targets.
 
 With caches, the pixels are rendered from the specs that the target records carry, so a student
-sees exactly what its teachers saw; without, from the view plan.
+sees exactly what its teachers saw; without, from the view plan. Colour noise is only drawn here:
+pixels are clean, and the noise is applied on the training device.
 """
 
 from collections.abc import Sequence
@@ -10,17 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
+from data_tools.composites import Composer
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Recent, Sample
 from data_tools.manifest import Manifest
 from data_tools.order import WINDOW_SHARDS
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
-from dpal.batch import Needs, Records, TrainBatch
-from dpal.record import Kind, stored_spec
-from dpal.views import CompositeSpec, ViewPlan, ViewSpec, render, render_composite
-
-BLUR_PROBABILITY = {"base": 1.0, "composite": 0.1, "crop": 0.5}
+from dpal.batch import Boxes, Needs, Records, TrainBatch
+from dpal.record import Kind, Spec, stored_spec
+from dpal.views import BLUR_PROBABILITY, Photometric, ViewPlan, ViewSpec, render
 
 
 class AlignedSamples:
@@ -28,7 +28,7 @@ class AlignedSamples:
 
     Args:
         plan: decides the views.
-        backgrounds: behind the composites.
+        backgrounds: behind the composites, or the scenes that they are crops of.
         needs: which views are rendered.
         caches: a finished target cache of every teacher; empty with online teachers.
         cache_dir: local folder for target shards fetched from remote storage.
@@ -43,7 +43,8 @@ class AlignedSamples:
         caches: Sequence[TargetCache],
         cache_dir: Path,
     ) -> None:
-        self.plan, self.backgrounds, self.needs = plan, backgrounds, needs
+        self.plan, self.needs = plan, needs
+        self.composer = Composer(plan, backgrounds)
         self.num_teachers = len(caches)
         series = plan.views.count + plan.views.composites
         self._shards: Recent[tuple[int, str, int], TargetShard] = Recent(
@@ -78,6 +79,7 @@ class _Filling:
         self._noise[:, :, :3] = 1.0
         self._base_records: list[list[np.ndarray]] = [[] for _ in range(size)]
         self._composite_records: list[list[np.ndarray]] = [[] for _ in range(size)]
+        self._boxes: list[np.ndarray] = [np.empty((0, 4), dtype=np.float32)] * size
 
     def fill(self, row: int, sample: Sample) -> None:
         """Render one sample and fetch its target records."""
@@ -87,18 +89,12 @@ class _Filling:
         spec = self._base_spec(row, sample, view)
         self._base[row] = render(sample.image, spec, plan.size)
         if self._samples.needs.composite:
-            mixed = self._composite_spec(row, sample, plan.composite_index(key, epoch))
-            background = self._samples.backgrounds.images[mixed.background]
-            self._composite[row] = render_composite(sample.image, background, mixed, plan)
+            self._compose(row, sample, plan.composite_index(key, epoch))
         if self._crops:
             for i, crop in enumerate(plan.crops(key, view, epoch, sample.size)):
                 self._crop_rows[row, i] = render(sample.image, crop, plan.crop_size)
-        if plan.views.photometric == "free":
-            kinds = ("base", "composite", *("crop" for _ in range(self._crops)))
-            self._noise[row] = [
-                plan.photometric(key, epoch, number, BLUR_PROBABILITY[kind])
-                for number, kind in enumerate(kinds)
-            ]
+        if plan.views.photometric != "off":
+            self._noise[row] = self._drawn_noise(key, epoch)
 
     def finish(self) -> TrainBatch:
         """The batch."""
@@ -118,7 +114,31 @@ class _Filling:
                 Records(stacked(self._base_records, i), stacked(self._composite_records, i))
                 for i in range(teachers)
             ),
+            boxes=_padded(self._boxes) if self._samples.needs.boxes else None,
         )
+
+    def _compose(self, row: int, sample: Sample, index: int) -> None:
+        composer, records = self._samples.composer, self._composite_records[row]
+        stored = self._stored(records, sample, f"composite-{index}", "composite")
+        drawn = composer.draw(sample.key, index, sample.image, sample.neighbours, stored)
+        self._composite[row] = drawn.pixels
+        if self._samples.needs.boxes:
+            self._boxes[row] = composer.boxes(drawn.spec)
+
+    def _drawn_noise(self, key: str, epoch: int) -> list[Photometric]:
+        """Of every view; that of pinned views is pinned with them if the recipe says so."""
+        plan = self._samples.plan
+        kinds = ("base", "composite", *("crop" for _ in range(self._crops)))
+        rows = [
+            plan.photometric(key, epoch, number, BLUR_PROBABILITY[kind])
+            for number, kind in enumerate(kinds)
+        ]
+        if plan.views.photometric == "pinned":
+            rows[0] = plan.pinned_photometric(key, "base", plan.view_index(key, epoch))
+            if self._samples.needs.composite:
+                index = plan.composite_index(key, epoch)
+                rows[1] = plan.pinned_photometric(key, "composite", index)
+        return rows
 
     def _base_spec(self, row: int, sample: Sample, view: int) -> ViewSpec:
         stored = self._stored(self._base_records[row], sample, f"view-{view}", "view")
@@ -127,18 +147,9 @@ class _Filling:
         assert isinstance(stored, ViewSpec)
         return stored
 
-    def _composite_spec(self, row: int, sample: Sample, index: int) -> CompositeSpec:
-        records = self._composite_records[row]
-        stored = self._stored(records, sample, f"composite-{index}", "composite")
-        if stored is None:
-            sizes = self._samples.backgrounds.sizes
-            return self._samples.plan.composite(sample.key, index, sample.size, sizes)
-        assert isinstance(stored, CompositeSpec)
-        return stored
-
     def _stored(
         self, records: list[np.ndarray], sample: Sample, series: str, kind: Kind
-    ) -> ViewSpec | CompositeSpec | None:
+    ) -> Spec | None:
         """Collect every teacher's record; the spec they carry, or None without caches.
 
         Raises:
@@ -153,3 +164,12 @@ class _Filling:
                 f"({series}); run `dpal cache` with this recipe"
             )
         return specs[0] if specs else None
+
+
+def _padded(boxes: Sequence[np.ndarray]) -> Boxes:
+    """Boxes of every row, padded with zeros to the fullest."""
+    counts = np.array([len(rows) for rows in boxes], dtype=np.int64)
+    corners = np.zeros((len(boxes), max(1, counts.max()), 4), dtype=np.float32)
+    for row, own in enumerate(boxes):
+        corners[row, : len(own)] = own
+    return Boxes(corners, counts)

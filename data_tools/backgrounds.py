@@ -1,4 +1,7 @@
-"""The pool of images behind composites: small, in memory, the same in every process."""
+"""The pool of images behind composites: small, in memory, the same in every process.
+
+Where composites are crops of real scenes, nothing is behind them, and the pool holds the scenes.
+"""
 
 import hashlib
 import json
@@ -11,6 +14,7 @@ from PIL import Image
 
 from data_tools.decode import decode_rgb
 from data_tools.manifest import Manifest, load_manifest
+from data_tools.scenes import ScenePool, load_scenes
 from data_tools.shard import read_shard
 from data_tools.storage import ObjectStore, open_store
 from dpal.base.errors import DataError
@@ -25,12 +29,14 @@ class BackgroundPool:
     """Images that composites are drawn over.
 
     Attributes:
-        images: uint8 [H, W, 3] each.
+        images: uint8 [H, W, 3] each; none beside scenes.
         digest: 16 hex digits over the images' keys and the rule that made their pixels.
+        scenes: real scenes, if composites are crops of them.
     """
 
     images: tuple[np.ndarray[Any, np.dtype[np.uint8]], ...]
     digest: str
+    scenes: ScenePool | None = None
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -54,6 +60,9 @@ def load_backgrounds(recipe: Recipe) -> BackgroundPool:
     Raises:
         DataError: when the shards are missing or damaged.
     """
+    if recipe.views.composite == "scenes":
+        scenes = load_scenes(recipe)
+        return BackgroundPool((), scenes.digest, scenes)
     own = has_own_backgrounds(recipe)
     store = open_store(backgrounds_url(recipe) if own else recipe.data.shards, recipe.storage)
     manifest = load_manifest(store)

@@ -17,6 +17,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from data_tools.composites import Neighbours
 from data_tools.decode import decode_rgb
 from data_tools.manifest import Manifest
 from data_tools.order import WINDOW_SHARDS, Order, Place
@@ -58,11 +59,13 @@ class Sample(NamedTuple):
         key: sample key.
         image: uint8 [H, W, 3].
         place: shard, row and epoch in the order.
+        neighbours: the other samples of its shard; None when they are out of reach.
     """
 
     key: str
     image: np.ndarray
     place: Place
+    neighbours: Neighbours | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,9 +178,15 @@ class Loader:
         def fill(row: int) -> None:
             place = places[row]
             shard = self._shards.get(place.shard)
-            data = shard.image_bytes(place.row)
-            image = decode_rgb(data, self._max_pixels, telemetry=self._telemetry)
-            batch.fill(row, Sample(shard.keys[place.row], image, place))
+
+            def read(other: int) -> tuple[str, np.ndarray]:
+                data = shard.image_bytes(other)
+                image = decode_rgb(data, self._max_pixels, telemetry=self._telemetry)
+                return shard.keys[other], image
+
+            key, image = read(place.row)
+            neighbours = Neighbours(place.row, len(shard), read)
+            batch.fill(row, Sample(key, image, place, neighbours))
 
         for _ in pool.map(fill, range(len(places))):
             pass

@@ -10,8 +10,8 @@ import json
 import mmap
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from data_tools.ingest import KEY_DIGITS, SCAN_FOLDER, Reject, Sample, Sources, Survey
 from data_tools.manifest import MANIFEST, Manifest, ShardRef, keys_digest, load_manifest
@@ -26,17 +26,31 @@ IN_MEMORY = 256 * 2**20  # a larger shard is put together in a temporary file
 
 
 class ShardPlan(NamedTuple):
-    """A shard to write: its name and its samples, in order."""
+    """A shard to write.
+
+    Attributes:
+        name: object name.
+        samples: what it holds, in order.
+        extras: what a sample's JSON says beside the usual, by sample key.
+    """
 
     name: str
     samples: Sequence[Sample]
+    extras: Mapping[str, Mapping[str, Any]]
 
 
-def plan_shards(samples: Sequence[Sample], samples_per_shard: int, prefix: str) -> list[ShardPlan]:
+def plan_shards(
+    samples: Sequence[Sample],
+    samples_per_shard: int,
+    prefix: str,
+    extras: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[ShardPlan]:
     """Cut sorted samples into shards `<prefix>-000000.tar`, `<prefix>-000001.tar`, ..."""
     starts = range(0, len(samples), samples_per_shard)
     return [
-        ShardPlan(f"{prefix}-{index:06d}.tar", samples[start : start + samples_per_shard])
+        ShardPlan(
+            f"{prefix}-{index:06d}.tar", samples[start : start + samples_per_shard], extras or {}
+        )
         for index, start in enumerate(starts)
     ]
 
@@ -173,6 +187,11 @@ def _fill(file: BinaryIO, plan: ShardPlan, image: Callable[[int], bytes]) -> Non
             contents = image(index)
             if hashlib.sha256(contents).hexdigest()[:KEY_DIGITS] != sample.key:
                 raise DataError(f"image {sample.name!r} changed while it was sharded; run again")
-            meta = {"source": sample.name, "height": sample.height, "width": sample.width}
+            meta: dict[str, Any] = {
+                "source": sample.name,
+                "height": sample.height,
+                "width": sample.width,
+            }
+            meta |= plan.extras.get(sample.key, {})
             text = json.dumps(meta, sort_keys=True).encode()
             writer.write({"__key__": sample.key, sample.kind: contents, "json": text})

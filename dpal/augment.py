@@ -1,4 +1,4 @@
-"""Colour noise on the student's pixels, batched on the training device.
+"""Colour noise on pixels, batched on the device of the model that sees them.
 
 The parameters are drawn per sample by `ViewPlan.photometric`; here they are only applied, so the
 result depends neither on the batch a sample is in nor on the rank it is on.
@@ -27,6 +27,13 @@ def add_noise(planes: Tensor, noise: Tensor) -> Tensor:
     if len(blurred):
         noisy[blurred] = blur(noisy[blurred], noise[blurred, 5]).to(noisy.dtype)
     return noisy
+
+
+def noisy_pixels(views: Tensor, noise: Tensor) -> Tensor:
+    """Noise [B, 6] on views uint8 [B, H, W, 3], rounded to uint8: what a teacher takes in."""
+    planes = views.permute(0, 3, 1, 2).float() / 255
+    noisy = add_noise(planes, noise).mul_(255).round_().clamp_(0, 255)
+    return noisy.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def luma(planes: Tensor) -> Tensor:

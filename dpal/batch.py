@@ -24,10 +24,29 @@ class Records(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which views a task looks at, beside the base view; what it does not need is not rendered."""
+    """Which views a task looks at, beside the base view; what it does not need is not rendered.
+
+    Attributes:
+        crops: local crops.
+        composite: composites.
+        boxes: the persons' boxes in composites of real scenes.
+    """
 
     crops: bool
     composite: bool
+    boxes: bool = False
+
+
+class Boxes(NamedTuple):
+    """Persons in the composites of a batch, padded to the fullest of them.
+
+    Attributes:
+        corners: left, top, right, bottom in composite pixels, float32 [B, M, 4]; padding is 0.
+        counts: boxes that are no padding, int64 [B].
+    """
+
+    corners: np.ndarray
+    counts: np.ndarray
 
 
 class Batch(Protocol):
@@ -50,6 +69,7 @@ class TrainBatch:
         composite: composites, uint8 [B, S, S, 3]; S = 0 when not needed.
         photometric: colour noise of every view, float32 [B, V, 6] (see `views.Photometric`).
         records: one entry for every teacher; empty with online targets.
+        boxes: of the persons in the composites; None when not needed.
     """
 
     keys: tuple[str, ...]
@@ -58,6 +78,7 @@ class TrainBatch:
     composite: np.ndarray
     photometric: np.ndarray
     records: tuple[Records, ...]
+    boxes: Boxes | None = None
 
 
 class BatchSource(Protocol):

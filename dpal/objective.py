@@ -2,7 +2,8 @@
 
 Every function is pure, works in float32, and gives one value per image [B], whose mean is the
 loss: several teachers are weighed image by image. Targets carry no gradient.
-Legend: B images, V views, N tokens, D teacher width, H heads, K patterns.
+Legend: B images, V views, N tokens, D teacher width, H heads, K patterns, G x G token grid of a
+composite, M instances (persons) of a scene.
 """
 
 from collections.abc import Sequence
@@ -54,6 +55,60 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     the others but the first: [B]."""
     rows = (teacher.exp() * (teacher - student)).sum(dim=-1)
     return rows.flatten(1).mean(dim=1)
+
+
+def instance_relation_loss(student: Tensor, teacher: Tensor, counts: Tensor) -> Tensor:
+    """Instance relation of a real scene: KL divergence between affinity rows of its persons.
+
+    A = softmax_j(F_i . F_j / sqrt(D)) over the scene's own instances, the rows beyond `counts`
+    being padding; L_r = mean_i sum_j A^T_ij (log A^T_ij - log A^S_ij). A scene with fewer than
+    two instances has nothing to relate and gives 0.
+
+    Args:
+        student, teacher: pooled instances [B, M, D], see `instance_features`.
+        counts: instances of each scene [B].
+    """
+    place = torch.arange(student.shape[1], device=student.device)
+    valid = place < counts.view(-1, 1)  # [B, M]
+    logs = []
+    for features in (student.float(), teacher):
+        scores = features @ features.transpose(1, 2) / features.shape[-1] ** 0.5  # [B, M, M]
+        # The lowest finite number: minus infinity would make rows of padding not-a-number.
+        scores = scores.masked_fill(~valid.unsqueeze(1), torch.finfo(scores.dtype).min)
+        logs.append(scores.log_softmax(dim=-1).masked_fill(~valid.unsqueeze(1), 0))
+    rows = (logs[1].exp() * (logs[1] - logs[0])).sum(dim=-1)  # [B, M]
+    related = valid & (counts > 1).view(-1, 1)
+    return (rows * related).sum(dim=1) / counts.clamp_min(1)
+
+
+def instance_features(patches: Tensor, boxes: Tensor, side: int, samples: int = 8) -> Tensor:
+    """One feature for every box, RoIAlign with a single bin: [B, G * G, D] -> [B, M, D].
+
+    F = mean_{k,l} bilinear(T; x_k, y_l), with x_k = (left + (k + 1/2) / S (right - left)) G / side
+    - 1/2 for k, l < S and y_l likewise, clamped to the grid (the centre of token i lies at i).
+    The sample points form a grid, so bilinear weights and mean fall apart into rows and columns,
+    and the pooling is one matrix product.
+    Source: Mask R-CNN, section 3, with the half-pixel shift of its later `aligned` version.
+
+    Args:
+        boxes: left, top, right, bottom in pixels of the composite [B, M, 4].
+        side: height and width of the composite, in pixels.
+        samples: S.
+    """
+    grid = round(patches.shape[1] ** 0.5)
+    columns = _linear_weights(boxes[..., 0], boxes[..., 2], grid, side, samples)  # [B, M, G]
+    rows = _linear_weights(boxes[..., 1], boxes[..., 3], grid, side, samples)
+    weights = (rows.unsqueeze(3) * columns.unsqueeze(2)).flatten(2)  # [B, M, G * G]
+    return weights @ patches.float()
+
+
+def _linear_weights(low: Tensor, high: Tensor, grid: int, side: int, samples: int) -> Tensor:
+    """Mean weight of every grid line in linear interpolation at S points of [low, high]."""
+    share = (torch.arange(samples, device=low.device) + 0.5) / samples  # [S]
+    points = low.unsqueeze(-1) + share * (high - low).unsqueeze(-1)  # [B, M, S]
+    places = (points * grid / side - 0.5).clamp(0, grid - 1)
+    lines = torch.arange(grid, device=low.device)
+    return (1 - (places.unsqueeze(-1) - lines).abs()).clamp_min(0).mean(dim=-2)  # [B, M, G]
 
 
 def mse(projected: Tensor, target: Tensor) -> Tensor:

@@ -15,11 +15,14 @@ from typing import Literal
 import numpy as np
 
 from dpal.base.errors import DataError
-from dpal.views import Box, CompositeSpec, ViewSpec
+from dpal.views import Box, CompositeSpec, SceneSpec, ViewSpec
 
 Kind = Literal["view", "composite"]
 Codec = Literal["int8", "fp16", "fp32"]
+Spec = ViewSpec | CompositeSpec | SceneSpec
 SPEC_NUMBERS: Mapping[Kind, int] = {"view": 6, "composite": 22}
+# The first number of a record says what the others mean.
+VIEW, SAME_IMAGE, TWO_IMAGES, SCENE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -58,31 +61,41 @@ class RecordLayout:
         return self.crc_start + 4
 
 
-def spec_numbers(spec: ViewSpec | CompositeSpec) -> np.ndarray:
+def spec_numbers(spec: Spec) -> np.ndarray:
     """The explicit numbers of a spec as uint16 [S]. Raises DataError when one does not fit."""
     if isinstance(spec, CompositeSpec):
         views = (spec.background_view, *spec.persons)
         boxes = [n for view in views for n in (*view.box, int(view.flip))]
-        numbers = [2, spec.background, *boxes, *(n for corner in spec.corners for n in corner), 0]
+        tag = SAME_IMAGE if spec.partner is None else TWO_IMAGES
+        corners = (n for corner in spec.corners for n in corner)
+        numbers = [tag, spec.background, *boxes, *corners, spec.partner or 0]
+    elif isinstance(spec, SceneSpec):
+        numbers = [SCENE, spec.scene, *spec.view.box, int(spec.view.flip)]
+        numbers += [0] * (SPEC_NUMBERS["composite"] - len(numbers))
     else:
-        numbers = [1, *spec.box, int(spec.flip)]
+        numbers = [VIEW, *spec.box, int(spec.flip)]
     if not all(0 <= number < 1 << 16 for number in numbers):
-        raise DataError(f"view {spec} does not fit into a record: accepted are sides up to 65535")
+        raise DataError(
+            f"view {spec} does not fit into a record: accepted are sides and rows up to 65535"
+        )
     return np.array(numbers, dtype=np.uint16)
 
 
-def spec_of(numbers: np.ndarray) -> ViewSpec | CompositeSpec:
+def spec_of(numbers: np.ndarray) -> Spec:
     """The spec that `spec_numbers` wrote down."""
     plain = [int(number) for number in numbers]
-    if plain[0] == 1:
+    if plain[0] == VIEW:
         return ViewSpec(Box(*plain[1:5]), bool(plain[5]))
+    if plain[0] == SCENE:
+        return SceneSpec(plain[1], ViewSpec(Box(*plain[2:6]), bool(plain[6])))
     starts = (2, 7, 12)
     behind, first, second = (ViewSpec(Box(*plain[i : i + 4]), bool(plain[i + 4])) for i in starts)
     corners = ((plain[17], plain[18]), (plain[19], plain[20]))
-    return CompositeSpec(plain[1], behind, (first, second), corners)
+    partner = plain[21] if plain[0] == TWO_IMAGES else None
+    return CompositeSpec(plain[1], behind, (first, second), corners, partner)
 
 
-def stored_spec(record: np.ndarray, kind: Kind) -> ViewSpec | CompositeSpec:
+def stored_spec(record: np.ndarray, kind: Kind) -> Spec:
     """The spec at the beginning of one record uint8 [R]."""
     return spec_of(np.ascontiguousarray(record[: 2 * SPEC_NUMBERS[kind]]).view("<u2"))
 

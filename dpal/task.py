@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dpal.augment import noisy_pixels
 from dpal.average import MovingAverage
 from dpal.base.recipe import Recipe, steps_of
 from dpal.batch import Batch, Needs, TrainBatch
@@ -169,7 +170,10 @@ class CachedTargets:
 
 
 class OnlineTargets:
-    """Targets computed by the teacher from the batch's own (noise-free) pixels."""
+    """Targets computed by the teacher from the batch's own pixels.
+
+    They are noise-free, unless the header says that the noise of a view is pinned.
+    """
 
     def __init__(
         self,
@@ -180,12 +184,17 @@ class OnlineTargets:
         self.teacher, self.header, self.covariance = teacher, header, covariance
 
     def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
-        composite = self._tokens(batch.composite, device) if batch.composite.size else None
-        return Targets(self._tokens(batch.base, device), composite)
+        noise, composite = batch.photometric, None  # [B, V, 6]
+        if batch.composite.size:
+            composite = self._tokens(batch.composite, noise[:, 1], device)
+        return Targets(self._tokens(batch.base, noise[:, 0], device), composite)
 
-    def _tokens(self, views: np.ndarray, device: torch.device) -> Tokens:
+    def _tokens(self, views: np.ndarray, noise: np.ndarray, device: torch.device) -> Tokens:
+        pixels = torch.from_numpy(views)
+        if self.header.definition.views.get("photometric") == "pinned":
+            pixels = noisy_pixels(pixels.to(device), torch.from_numpy(noise))
         # Cloned, because autograd may not save a tensor that was made in inference mode.
-        return Tokens(*(t.to(device).clone() for t in self.teacher(torch.from_numpy(views))))
+        return Tokens(*(t.to(device).clone() for t in self.teacher(pixels)))
 
 
 class Alignment(NamedTuple):

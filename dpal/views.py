@@ -3,12 +3,12 @@
 A `ViewPlan` turns numbers into specs, a spec holds explicit pixel boxes, and `render` turns a
 decoded image and a spec into pixels. Nothing here keeps state or draws from a shared generator.
 
-Legend: an image is uint8 RGB [H, W, 3].
+Legend: an image is uint8 RGB [H, W, 3]; m boxes of persons in an image, M of them in its crop.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -42,14 +42,43 @@ class CompositeSpec:
     Attributes:
         background: index into the background pool.
         background_view: box of the background image that fills the square composite.
-        persons: views of the two persons (a local crop and the base view of one image).
+        persons: views of the two persons: a local crop of the image, and a base view of the same
+            image or of its partner.
         corners: (top, left) of each person in composite pixels.
+        partner: row in the shard of the image that shows the second person; None: the same image.
     """
 
     background: int
     background_view: ViewSpec
     persons: tuple[ViewSpec, ViewSpec]
     corners: tuple[tuple[int, int], tuple[int, int]]
+    partner: int | None = None
+
+
+class SceneSpec(NamedTuple):
+    """A composite that is a crop of a real image of several persons.
+
+    Attributes:
+        scene: index into the scene pool.
+        view: box of the scene that fills the square composite.
+    """
+
+    scene: int
+    view: ViewSpec
+
+
+class Partner(NamedTuple):
+    """The image that shows a composite's second person.
+
+    Attributes:
+        row: its row in the shard.
+        key: its sample key.
+        size: its height and width.
+    """
+
+    row: int
+    key: str
+    size: tuple[int, int]
 
 
 class Photometric(NamedTuple):
@@ -66,6 +95,11 @@ class Photometric(NamedTuple):
 PERSON_ALPHA = 0.7
 BACKGROUND_SCALE = (0.2, 1.0)
 BACKGROUND_ASPECT = (3 / 4, 4 / 3)
+SCENE_SCALE = (0.8, 1.0)  # of the reference's early version, which had real scenes
+SCENE_ASPECT = (3 / 4, 4 / 3)
+MIN_BOX_LEFT = 0.3  # a box that lost more of its area to the crop is no instance of it
+MAX_INSTANCES = 32  # the largest of a scene; bounds what the relation of a crowd costs
+BLUR_PROBABILITY = {"base": 1.0, "composite": 0.1, "crop": 0.5}
 
 
 @dataclass(frozen=True)
@@ -85,8 +119,12 @@ class ViewPlan:
     def describe(self) -> dict[str, object]:
         """What the cache digest must cover: everything that decides the pinned views' pixels."""
         free = {"crops", "crop_scale", "photometric"}  # never seen by a teacher as such ...
-        if self.views.composites:
+        if self.views.composites and self.views.composite != "scenes":
             free -= {"crop_scale"}  # ... but a composite holds one local crop
+        if self.views.photometric == "pinned":
+            free -= {"photometric"}
+        if self.views.composite == "same":
+            free |= {"composite"}  # as before there was a choice, so older caches stay valid
         return {
             "version": PLAN_VERSION,
             "seed": self.seed,
@@ -128,14 +166,25 @@ class ViewPlan:
         rng = self._fresh(key, "crops", index, epoch)
         return [self._crop(rng, inside) for _ in range(self.views.crops)]
 
+    def partner(self, key: str, index: int, row: int, count: int) -> int:
+        """Row of the other image in composite `index` of row `row`, among `count` > 1 rows."""
+        other = int(self._rng(key, "partner", index).integers(count - 1))
+        return other + (other >= row)
+
     def composite(
-        self, key: str, index: int, source: tuple[int, int], backgrounds: Sequence[tuple[int, int]]
+        self,
+        key: str,
+        index: int,
+        source: tuple[int, int],
+        backgrounds: Sequence[tuple[int, int]],
+        partner: Partner | None = None,
     ) -> CompositeSpec:
         """Pinned composite `index` (method: 3.1, both persons come from the same image).
 
         Args:
             source: height and width of the person image.
             backgrounds: height and width of every image in the background pool.
+            partner: the image of the second person, if it is another one (see `partner`).
         """
         rng = self._rng(key, "composite", index)
         background = int(rng.integers(len(backgrounds)))
@@ -143,6 +192,12 @@ class ViewPlan:
         behind = _random_box(rng, whole, BACKGROUND_SCALE, BACKGROUND_ASPECT)
         base = self.base(key, index % self.views.count, source)
         crop = self._crop(rng, base.box)
+        second, row = base, None
+        if partner is not None:
+            second, row = (
+                self.base(partner.key, index % self.views.count, partner.size),
+                partner.row,
+            )
         side, (height, width) = self.views.height, self.crop_size
         top_a, top_b = (int(rng.integers(side - height - 1)) for _ in range(2))
         left_a = int(rng.integers(side - 2 * width - 1))
@@ -150,22 +205,31 @@ class ViewPlan:
         return CompositeSpec(
             background=background,
             background_view=ViewSpec(behind, flip=bool(rng.random() < 0.5)),
-            persons=(crop, base),
+            persons=(crop, second),
             corners=((top_a, left_a), (top_b, left_b)),
+            partner=row,
         )
 
+    def scene(self, key: str, index: int, scenes: Sequence[tuple[int, int]]) -> SceneSpec:
+        """Pinned composite `index` as a crop of a real scene (method: 3.1, early version).
+
+        Args:
+            scenes: height and width of every image in the scene pool.
+        """
+        rng = self._rng(key, "scene", index)
+        scene = int(rng.integers(len(scenes)))
+        box = _random_box(rng, Box(0, 0, *scenes[scene]), SCENE_SCALE, SCENE_ASPECT)
+        return SceneSpec(scene, ViewSpec(box, flip=bool(rng.random() < 0.5)))
+
     def photometric(self, key: str, epoch: int, view: int, blur_probability: float) -> Photometric:
-        """Colour noise of view number `view` in `epoch` (method: 3.2); jitter .4/.4/.2/.1 p .8."""
-        rng = self._fresh(key, "photometric", view, epoch)
-        jitter = rng.random() < 0.8
-        low_high = ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1))
-        drawn = [rng.uniform(low, high) for low, high in low_high]
-        brightness, contrast, saturation, hue = drawn if jitter else (1.0, 1.0, 1.0, 0.0)
-        grey = bool(rng.random() < 0.2)
-        sigma, blurred = rng.uniform(0.1, 2.0), rng.random() < blur_probability
-        return Photometric(
-            brightness, contrast, saturation, hue, grey, float(sigma) if blurred else 0.0
-        )
+        """Colour noise of view number `view` in `epoch`, that no teacher sees."""
+        return _photometric(self._fresh(key, "photometric", view, epoch), blur_probability)
+
+    def pinned_photometric(
+        self, key: str, kind: Literal["base", "composite"], index: int
+    ) -> Photometric:
+        """Colour noise of pinned view `index` of a kind, that student and teacher both see."""
+        return _photometric(self._rng(key, f"photometric-{kind}", index), BLUR_PROBABILITY[kind])
 
     def _crop(self, rng: np.random.Generator, inside: Box) -> ViewSpec:
         box = _random_box(rng, inside, self.views.crop_scale, self.views.aspect)
@@ -198,17 +262,68 @@ def render(image: np.ndarray, spec: ViewSpec, size: tuple[int, int]) -> np.ndarr
 
 
 def render_composite(
-    image: np.ndarray, background: np.ndarray, spec: CompositeSpec, plan: ViewPlan
+    image: np.ndarray,
+    background: np.ndarray,
+    spec: CompositeSpec,
+    plan: ViewPlan,
+    partner: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Pixels of a composite: uint8 [side, side, 3]; 0.7 person + 0.3 background."""
+    """Pixels of a composite: uint8 [side, side, 3]; 0.7 person + 0.3 background.
+
+    Args:
+        partner: pixels of the image that `spec.partner` names.
+    """
+    assert (partner is None) == (spec.partner is None), spec
     canvas = render(background, spec.background_view, plan.composite_size).copy()
     height, width = plan.crop_size
-    for person, (top, left) in zip(spec.persons, spec.corners, strict=True):
+    sources = (image, image if partner is None else partner)
+    for source, person, (top, left) in zip(sources, spec.persons, spec.corners, strict=True):
         region = canvas[top : top + height, left : left + width]
-        pixels = render(image, person, (height, width))
+        pixels = render(source, person, (height, width))
         mixed = PERSON_ALPHA * pixels + (1 - PERSON_ALPHA) * region
         region[...] = np.rint(mixed).astype(np.uint8)
     return canvas
+
+
+def boxes_in_view(boxes: np.ndarray, spec: ViewSpec, size: tuple[int, int]) -> np.ndarray:
+    """Boxes of persons as they lie in a view: float32 [M, 4], the largest first.
+
+    A box is cut at the view's edges; one that has less than 30 % of its area left is dropped, and
+    so are all but the 32 largest.
+
+    Args:
+        boxes: left, top, right, bottom in source pixels, float [m, 4].
+        size: height and width of the view.
+    """
+    top, left, height, width = spec.box
+    scale = np.array([size[1] / width, size[0] / height] * 2)
+    whole = (boxes - np.array([left, top] * 2)) * scale  # [m, 4] in pixels of the view
+    if spec.flip:
+        whole = whole[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [size[1], 0, size[1], 0]
+    cut = np.clip(whole, 0, [size[1], size[0]] * 2)
+    left_over = _areas(cut)
+    kept = np.flatnonzero((left_over > 0) & (left_over >= MIN_BOX_LEFT * _areas(whole)))
+    largest = kept[np.argsort(-left_over[kept], kind="stable")][:MAX_INSTANCES]
+    shown: np.ndarray = cut[largest].astype(np.float32)
+    return shown
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    areas: np.ndarray = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas
+
+
+def _photometric(rng: np.random.Generator, blur_probability: float) -> Photometric:
+    """Colour noise (method: 3.2): jitter .4/.4/.2/.1 p .8, grey p .2, blur of sigma .1-2."""
+    jitter = rng.random() < 0.8
+    low_high = ((0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1))
+    drawn = [rng.uniform(low, high) for low, high in low_high]
+    brightness, contrast, saturation, hue = drawn if jitter else (1.0, 1.0, 1.0, 0.0)
+    grey = bool(rng.random() < 0.2)
+    sigma, blurred = rng.uniform(0.1, 2.0), rng.random() < blur_probability
+    return Photometric(
+        brightness, contrast, saturation, hue, grey, float(sigma) if blurred else 0.0
+    )
 
 
 def _random_box(

@@ -1,11 +1,14 @@
-"""Stage `shard`: person images and backgrounds to WebDataset shards with a manifest."""
+"""Stage `shard`: person images, backgrounds and scenes to WebDataset shards with a manifest."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from data_tools.ingest import POLICY_VERSION, check_rejects, list_sources, survey
 from data_tools.manifest import Manifest
+from data_tools.scenes import is_box_file, num_persons, read_boxes, scene_extras, scenes_url
 from data_tools.shard_writer import (
     REJECTS,
     is_complete,
@@ -23,6 +26,7 @@ from dpal.base.recipe import Data, Recipe, Storage
 from jobs.stage import StageResult
 
 SYNTHETIC = ("synthetic",)
+SCENES = "scenes"
 
 
 def run(recipe: Recipe) -> StageResult:
@@ -39,14 +43,17 @@ def run(recipe: Recipe) -> StageResult:
         write_dataset(folder, data.synthetic, recipe.seed)
         images = (str(folder / "persons"),)
         backgrounds = backgrounds or (str(folder / "backgrounds"),)
-    persons, skipped = _build(images, data.shards, data, recipe.storage, "persons")
-    detail = _summary(persons, "images")
+    built = [_build(images, data.shards, data, recipe.storage, "persons")]
+    details = [_summary(built[0].manifest, "images")]
     if backgrounds:
         url = f"{data.shards.rstrip('/')}/backgrounds"
-        behind, skipped_too = _build(backgrounds, url, data, recipe.storage, "backgrounds")
-        skipped = skipped and skipped_too
-        detail += f"; {_summary(behind, 'backgrounds')}"
-    return StageResult("shard", skipped, detail)
+        built.append(_build(backgrounds, url, data, recipe.storage, "backgrounds"))
+        details.append(_summary(built[-1].manifest, "backgrounds"))
+    if data.scenes:
+        scenes = _build(data.scenes, scenes_url(data.shards), data, recipe.storage, SCENES)
+        built.append(scenes)
+        details.append(_summary(scenes.manifest, "scenes") + scenes.note)
+    return StageResult("shard", all(one.skipped for one in built), "; ".join(details))
 
 
 def build_shards(
@@ -68,12 +75,18 @@ def build_shards(
         DataError: for missing, empty or unusable sources, for too many rejects, and when `dest`
             already holds shards of other images.
     """
-    return _build(sources, dest, data, storage, prefix)[0]
+    return _build(sources, dest, data, storage, prefix).manifest
 
 
-def _build(
-    sources: Sequence[str], dest: str, data: Data, storage: Storage, prefix: str
-) -> tuple[Manifest, bool]:
+class _Built(NamedTuple):
+    """Shards that are there now, whether they were before, and what else to say of them."""
+
+    manifest: Manifest
+    skipped: bool
+    note: str = ""
+
+
+def _build(sources: Sequence[str], dest: str, data: Data, storage: Storage, prefix: str) -> _Built:
     _refuse_overlap(sources, dest)
     listed = list_sources(sources, storage)
     store = open_store(dest, storage)
@@ -81,19 +94,26 @@ def _build(
     policy = f"{POLICY_VERSION} {data.samples_per_shard} {data.min_side} {data.max_pixels}"
     fingerprint = f"{listed.fingerprint} {policy}"
     if before is not None and is_complete(store, before, fingerprint):
-        return before, True
-    result = survey(listed, data, store)
+        return _Built(before, True)
+    images, boxes = listed, None
+    if prefix == SCENES:
+        boxes = read_boxes(listed)
+        pictures = tuple(found for found in listed.files if not is_box_file(found.entry.name))
+        images = replace(listed, files=pictures)
+    result = survey(images, data, store)
     try:
         check_rejects(result, data, f"{store.url}/{REJECTS}")
     except DataError:
         if before is None:
             write_rejects(store, result.rejects)
         raise
-    plans = plan_shards(result.samples, data.samples_per_shard, prefix)
+    extras = scene_extras(result.samples, boxes) if boxes is not None else {}
+    plans = plan_shards(result.samples, data.samples_per_shard, prefix, extras)
     if before is not None:
         refuse_other_images(store, before, plans)
     manifest = write_shards(listed, result, plans, store, prefix=prefix, fingerprint=fingerprint)
-    return manifest, False
+    note = f" with {num_persons(extras)} persons" if boxes is not None else ""
+    return _Built(manifest, False, note)
 
 
 def _refuse_overlap(sources: Sequence[str], dest: str) -> None:

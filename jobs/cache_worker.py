@@ -2,18 +2,20 @@
 
 Decoding and rendering of the next batch run in threads while the teacher works on this one.
 
-Legend: B images of a batch, M samples of a shard, D teacher width.
+Legend: B images of a batch, S spec numbers.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data_tools.backgrounds import load_backgrounds
+from data_tools.composites import Composer, Neighbours
 from data_tools.decode import decode_rgb
 from data_tools.feature_cache import (
     TargetCache,
@@ -26,17 +28,32 @@ from data_tools.manifest import ShardRef, load_manifest
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
+from dpal.augment import noisy_pixels
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.recipe import Recipe
 from dpal.calibration import fit_calibration
 from dpal.model.teacher import Teacher
+from dpal.model.tokens import Tokens
 from dpal.record import spec_numbers
 from dpal.targets import encode_batch
-from dpal.views import CompositeSpec, ViewPlan, render, render_composite
+from dpal.views import ViewPlan, render
 from jobs.cache_plan import definition_of, is_calibrated, teacher_of
 
-Seen = tuple[np.ndarray, np.ndarray]  # pixels of one view, its spec numbers
 AHEAD = 2  # batches that are decoded ahead of the teacher
+
+
+class Seen(NamedTuple):
+    """One view of a sample, or of a batch with B in front.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], clean.
+        specs: its numbers, uint16 [S].
+        noise: `views.Photometric` that the teacher sees too, float32 [6]; empty for none.
+    """
+
+    pixels: np.ndarray
+    specs: np.ndarray
+    noise: np.ndarray
 
 
 class ShardWorker:
@@ -58,6 +75,7 @@ class ShardWorker:
         self.store = open_store(recipe.data.shards, recipe.storage)
         self.manifest = load_manifest(self.store)
         self.pool = load_backgrounds(recipe)
+        self.composer = Composer(self.plan, self.pool)
         self.definition = definition_of(recipe, self.manifest, self.pool)
 
     @cached_property
@@ -89,7 +107,7 @@ class ShardWorker:
             shard = read_shard(self.store, ref, None)
             rows = range(min(missing, len(shard)))
             for _start, batch in self._batches(shard, rows, ("view-0",)):
-                tokens = self.teacher(torch.from_numpy(batch["view-0"][0]))
+                tokens = self._tokens(batch["view-0"])
                 cls.append(tokens.cls.cpu().numpy())
                 patches.append(tokens.patches.cpu().numpy())
             keys += [shard.keys[row] for row in rows]
@@ -110,12 +128,12 @@ class ShardWorker:
         series = series_of(self.recipe.views)
         tars = {name: TargetTarBuilder(shard.keys, self.cache.layout(name)) for name in series}
         for start, batch in self._batches(shard, range(len(shard)), series):
-            for name, (pixels, specs) in batch.items():
-                tokens = self.teacher(torch.from_numpy(pixels))
+            for name, seen in batch.items():
+                tokens = self._tokens(seen)
                 cls, patches = tokens.cls.cpu().numpy(), tokens.patches.cpu().numpy()
                 try:
                     kind = kind_of(name)
-                    records = encode_batch(cls, patches, specs, self.cache.header, kind)
+                    records = encode_batch(cls, patches, seen.specs, self.cache.header, kind)
                 except DataError as error:
                     raise DataError(f"shard {ref.name!r}: {error}") from None
                 tars[name].fill(start, records)
@@ -123,10 +141,17 @@ class ShardWorker:
         self.cache.publish_shard(ref, shard.keys, built)
         return len(shard) * len(series)
 
+    def _tokens(self, seen: Seen) -> Tokens:
+        """What the teacher says about a batch of views."""
+        pixels = torch.from_numpy(seen.pixels)
+        if seen.noise.size:
+            pixels = noisy_pixels(pixels.to(self.device), torch.from_numpy(seen.noise))
+        return self.teacher(pixels)
+
     def _batches(
         self, shard: Shard, rows: range, series: Sequence[str]
     ) -> Iterator[tuple[int, dict[str, Seen]]]:
-        """(first row, {series: (pixels [B, H, W, 3], specs [B, S])}), always cut the same way."""
+        """(first row, {series: views of a batch}), always cut the same way."""
         size = self.recipe.teacher.batch_size
         waiting: deque[tuple[int, list[Future[dict[str, Seen]]]]] = deque()
         with ThreadPoolExecutor(self.threads, "render") as threads:
@@ -148,30 +173,33 @@ class ShardWorker:
         """Every asked view of one sample, decoded once."""
         key = shard.keys[row]
         try:
-            image = decode_rgb(shard.image_bytes(row), self.recipe.data.max_pixels)
-            source = (image.shape[0], image.shape[1])
-            seen = {}
-            for name in series:
-                index = int(name.rpartition("-")[2])
-                if kind_of(name) == "composite":
-                    spec = self.plan.composite(key, index, source, self.pool.sizes)
-                else:
-                    spec = self.plan.base(key, index, source)
-                seen[name] = (self._pixels(image, spec), spec_numbers(spec))
-            return seen
+            image = self._decoded(shard, row)
+            return {name: self._view(shard, row, image, name) for name in series}
         except DataError as error:
             raise DataError(f"shard {shard.ref.name!r}, sample {key!r}: {error}") from None
 
-    def _pixels(self, image: np.ndarray, spec: object) -> np.ndarray:
-        if isinstance(spec, CompositeSpec):
-            return render_composite(image, self.pool.images[spec.background], spec, self.plan)
-        return render(image, spec, self.plan.size)
+    def _view(self, shard: Shard, row: int, image: np.ndarray, series: str) -> Seen:
+        key, index, plan = shard.keys[row], int(series.rpartition("-")[2]), self.plan
+        pinned = plan.views.photometric == "pinned"
+        if kind_of(series) == "composite":
+            near = Neighbours(
+                row, len(shard), lambda other: (shard.keys[other], self._decoded(shard, other))
+            )
+            spec, pixels = self.composer.draw(key, index, image, near)
+        else:
+            spec = plan.base(key, index, (image.shape[0], image.shape[1]))
+            pixels = render(image, spec, plan.size)
+        kind = "base" if kind_of(series) == "view" else "composite"
+        noise = plan.pinned_photometric(key, kind, index) if pinned else ()
+        return Seen(pixels, spec_numbers(spec), np.array(noise, dtype=np.float32))
+
+    def _decoded(self, shard: Shard, row: int) -> np.ndarray:
+        return decode_rgb(shard.image_bytes(row), self.recipe.data.max_pixels)
 
 
 def _stacked(start: int, futures: list[Future[dict[str, Seen]]]) -> tuple[int, dict[str, Seen]]:
     samples = [future.result() for future in futures]
-    stacked = {}
-    for name in samples[0]:
-        pixels = np.stack([sample[name][0] for sample in samples])
-        stacked[name] = (pixels, np.stack([sample[name][1] for sample in samples]))
-    return start, stacked
+    return start, {
+        name: Seen(*map(np.stack, zip(*(sample[name] for sample in samples), strict=True)))
+        for name in samples[0]
+    }

@@ -57,6 +57,11 @@ class Data(Section):
         (),
         description="folders of images used behind composites; empty: person images serve",
     )
+    scenes: Paths = Field(
+        (),
+        description="folders of images of several persons, for views.composite=scenes; boxes are "
+        "read from boxes.csv (file,left,top,right,bottom) or from a COCO instances .json in them",
+    )
     shards: str = Field("{run}/shards", description="folder or URL the shards are written to")
     samples_per_shard: int = Field(512, ge=1, description="images in one shard")
     min_side: int = Field(32, ge=1, description="smaller images are rejected, in pixels")
@@ -65,6 +70,9 @@ class Data(Section):
         0.2, ge=0, le=1, description="share of images that may be rejected before sharding stops"
     )
     max_backgrounds: int = Field(256, ge=1, description="backgrounds kept in memory")
+    max_scenes: int = Field(
+        20_000, ge=1, le=65_536, description="scenes that composites are drawn from"
+    )
     synthetic: Synthetic = Synthetic()
 
     @model_validator(mode="after")
@@ -83,12 +91,19 @@ class Views(Section):
     composites: int = Field(
         1, ge=0, description="pinned composites per image (K'); 0 for methods that use none"
     )
+    composite: Literal["same", "two", "scenes"] = Field(
+        "same",
+        description="the two persons of a composite: 'same' image twice (reference), 'two' images "
+        "of one shard; or 'scenes': no pasting, crops of real images (data.scenes)",
+    )
     scale: Range = Field((0.8, 1.0), description="area of a base view, as a share of the image")
     aspect: Range = Field((0.4, 0.6), description="width / height of a base view or local crop")
     crops: int = Field(2, ge=1, description="local crops per sample")
     crop_scale: Range = Field((0.05, 0.8), description="area of a crop, share of the base view")
-    photometric: Literal["free", "off"] = Field(
-        "free", description="colour noise on the student's pixels; targets are of clean pixels"
+    photometric: Literal["free", "pinned", "off"] = Field(
+        "free",
+        description="colour noise: 'free': fresh, on the student's pixels alone, so targets are of "
+        "clean pixels; 'pinned': one for each pinned view, on the teacher's pixels too (reference)",
     )
 
     @model_validator(mode="after")
@@ -102,6 +117,11 @@ class Views(Section):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"views.{name}={[low, high]}: accepted is 0 < low <= high")
+        if self.composite != "same" and not self.composites:
+            raise ValueError(
+                f"views.composite={self.composite} has no effect with views.composites=0; "
+                "accepted is to leave it out, or views.composites of 1 and more"
+            )
         return self
 
 
@@ -171,6 +191,11 @@ class Loss(Section):
         "log_softmax",
         description="relation term by log-softmax, or log(softmax) as the reference writes it, "
         "which is infinite where an affinity underflows",
+    )
+    relation_level: Literal["tokens", "instances"] = Field(
+        "tokens",
+        description="what the relation term relates: all 'tokens' of a composite (reference), or "
+        "the pooled 'instances' in the boxes of a real scene (views.composite=scenes)",
     )
     shape_mask: Literal["fixed", "per-batch", "none", "flipped"] = Field(
         "fixed",
@@ -293,6 +318,52 @@ class Recipe(Section):
         drop = self.loss.teacher_drop
         if drop != Loss.model_fields["teacher_drop"].default and len(self.teachers) < 2:
             raise ValueError(f"loss.teacher_drop={drop} has no effect without more_teachers")
+        return self
+
+    @model_validator(mode="after")
+    def _composites_fit(self) -> "Recipe":
+        data, views = self.data, self.views
+        real = views.composite == "scenes"
+        if real and not data.scenes:
+            raise ValueError(
+                "views.composite=scenes needs data.scenes, folders of images of several persons"
+            )
+        for key in ("backgrounds",) if real else ("scenes", "max_scenes"):
+            value = getattr(data, key)
+            if value != Data.model_fields[key].default:
+                raise ValueError(
+                    f"data.{key}={value} has no effect with views.composite={views.composite}; "
+                    "accepted is to leave it out"
+                )
+        if self.method.kind == "saip":
+            for key, value in (("composite", views.composite), ("photometric", views.photometric)):
+                if value not in ("same", "free", "off"):
+                    raise ValueError(
+                        f"views.{key}={value} has no effect with method.kind=saip, which makes its "
+                        "own scenes and pins no view; accepted is to leave it out"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _instances_exist(self) -> "Recipe":
+        loss, composite = self.loss, self.views.composite
+        if loss.relation_level == "tokens":
+            return self
+        if composite != "scenes":
+            raise ValueError(
+                "loss.relation_level=instances needs boxes of persons, which views.composite="
+                f"{composite} does not have; accepted is views.composite=scenes"
+            )
+        if not loss.relation:
+            raise ValueError(
+                "loss.relation_level=instances has no effect with loss.relation=0; accepted is "
+                "to leave it out, or a positive weight"
+            )
+        if loss.affinity != "log_softmax":
+            raise ValueError(
+                f"loss.affinity={loss.affinity} is the reference's relation of tokens; accepted "
+                "with loss.relation_level=instances is log_softmax"
+            )
         return self
 
     @model_validator(mode="after")

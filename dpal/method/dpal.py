@@ -4,7 +4,7 @@ With every level in use, one sample gives five decoder calls: identity from the 
 each of two local crops, shape from the base view, relation from the composite (method: 2). A level
 of weight 0 is not computed, and its views are not rendered.
 
-Legend: B samples, C local crops, D teacher width, K patterns.
+Legend: B samples, C local crops, D teacher width, K patterns, M instances of a scene.
 """
 
 from typing import NamedTuple
@@ -25,6 +25,13 @@ from dpal.targets import TargetHeader
 from dpal.task import Alignment, AlignmentTask, Moment, Targets, TargetSource
 
 
+class Instances(NamedTuple):
+    """Padded boxes of persons: left, top, right, bottom [B, M, 4] and their number [B]."""
+
+    corners: Tensor
+    counts: Tensor
+
+
 class Seen(NamedTuple):
     """Student tokens of one batch.
 
@@ -32,11 +39,13 @@ class Seen(NamedTuple):
         identities: CLS of the base view, then of each crop, [(1 + C) B, d]; empty without level.
         shape: patch tokens of the base view [B, N, d].
         relation: CLS and patch tokens of the composite [B, 1 + N', d].
+        instances: boxes of the persons in the composite; None unless they are related.
     """
 
     identities: Tensor | None
     shape: Tensor | None
     relation: Tensor | None
+    instances: Instances | None
 
 
 class DpalTask(AlignmentTask):
@@ -47,11 +56,16 @@ class DpalTask(AlignmentTask):
     def __init__(self, recipe: Recipe, sources: tuple[TargetSource, ...]) -> None:
         self.weights: Loss = recipe.loss
         self._recipe = recipe
+        self._by_instance = self.weights.relation_level == "instances"
         super().__init__(recipe, sources)
 
     @property
     def needs(self) -> Needs:
-        return Needs(crops=self.weights.identity > 0, composite=self.weights.relation > 0)
+        return Needs(
+            crops=self.weights.identity > 0,
+            composite=self.weights.relation > 0,
+            boxes=self._by_instance,
+        )
 
     def head(self, header: TargetHeader) -> nn.Module:
         return build_decoder(self.student.embed_dim, header.width, self._recipe.decoder)
@@ -59,7 +73,7 @@ class DpalTask(AlignmentTask):
     def look(self, batch: TrainBatch, moment: Moment) -> Seen:
         """Student tokens; what has the same shape goes through the student at once."""
         suit_attention(self.student, self.device)
-        identities = shape = relation = None
+        identities = shape = relation = instances = None
         noise = batch.photometric  # [B, V, 6]
         if self.weights.identity or self.weights.shape:
             with self.paths(batch.keys, moment, 0):
@@ -69,6 +83,10 @@ class DpalTask(AlignmentTask):
             with self.paths(batch.keys, moment, 1):
                 composite = self.student(self.pixels(batch.composite, noise[:, 1]))
             relation = _with_cls(composite)
+            if self._by_instance:
+                assert batch.boxes is not None
+                on_device = (torch.from_numpy(part).to(self.device) for part in batch.boxes)
+                instances = Instances(*on_device)
         if self.weights.identity:
             # First crop 0 of every sample, then crop 1 ...
             crops = np.swapaxes(batch.crops, 0, 1).reshape(-1, *batch.crops.shape[2:])
@@ -76,7 +94,7 @@ class DpalTask(AlignmentTask):
             with self.paths(batch.keys * batch.crops.shape[1], moment, 2):
                 close = self.student(self.pixels(crops, rows))
             identities = torch.cat([identities, close.cls])
-        return Seen(identities, shape, relation)
+        return Seen(identities, shape, relation, instances)
 
     def align(
         self, teacher: int, seen: Seen, targets: Targets, raw: Targets, moment: Moment
@@ -87,7 +105,7 @@ class DpalTask(AlignmentTask):
             header = self._sources[teacher].header
             mask = mask_of(self.weights.shape_mask, raw.base.patches, header)
         with torch.autocast(self.device.type, enabled=False):
-            return self._compare(calls, patterns, targets, mask, moment)
+            return self._compare(calls, patterns, targets, mask, moment, seen.instances)
 
     def _decode(
         self, decoder: nn.Module, seen: Seen, size: int
@@ -115,6 +133,7 @@ class DpalTask(AlignmentTask):
         targets: Targets,
         mask: Tensor | None,
         moment: Moment,
+        instances: Instances | None,
     ) -> Alignment:
         weights = self.weights
         of = {p: [c for c, q in zip(calls, patterns, strict=True) if q == p] for p in Pattern}
@@ -128,11 +147,8 @@ class DpalTask(AlignmentTask):
             shape = objective.shape_loss(of[Pattern.SHAPE][0].tokens, targets.base.patches, mask)
         if weights.relation:
             assert targets.composite is not None
-            relation = objective.relation_loss(
-                of[Pattern.RELATION][0].tokens,
-                _with_cls(targets.composite),
-                weights.affinity == "log_softmax",
-            )
+            tokens = of[Pattern.RELATION][0].tokens
+            relation = self._relation(tokens, targets.composite, instances)
         diagnostics = {}
         if calls[0].routing is not None:
             logits = [call.routing.logits for call in calls]
@@ -145,6 +161,18 @@ class DpalTask(AlignmentTask):
         steering = (router_weight * router + weights.expert * expert).mean()
         terms = [term.detach().mean() for term in (identity, shape, relation, router, expert)]
         return Alignment(aligned, steering, terms, diagnostics)
+
+    def _relation(self, decoded: Tensor, target: Tokens, instances: Instances | None) -> Tensor:
+        """Relation term [B] of all tokens of a composite, or of the persons in a scene."""
+        if instances is None:
+            stable = self.weights.affinity == "log_softmax"
+            return objective.relation_loss(decoded, _with_cls(target), stable)
+        side = self._recipe.views.height
+        student, teacher = (
+            objective.instance_features(patches, instances.corners, side)  # [B, M, D]
+            for patches in (decoded[:, 1:], target.patches)
+        )
+        return objective.instance_relation_loss(student, teacher, instances.counts)
 
 
 def routing_diagnostics(calls: list[Decoded], patterns: list[Pattern]) -> dict[str, Tensor]:

@@ -1,0 +1,126 @@
+"""Composites from specs: which images they need, and where those come from.
+
+The cache worker and the loader both draw with this, so a teacher and its student are shown the
+same pixels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_tools.backgrounds import BackgroundPool
+from dpal.base.errors import DataError
+from dpal.record import Spec
+from dpal.views import (
+    CompositeSpec,
+    Partner,
+    SceneSpec,
+    ViewPlan,
+    boxes_in_view,
+    render,
+    render_composite,
+)
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Neighbours(NamedTuple):
+    """A sample's place among the other samples of its shard.
+
+    Attributes:
+        row: of the sample itself.
+        total: samples of the shard.
+        read: key and decoded image of any row.
+    """
+
+    row: int
+    total: int
+    read: Callable[[int], tuple[str, Pixels]]
+
+
+class DrawnComposite(NamedTuple):
+    """A composite and how it was put together."""
+
+    spec: Spec
+    pixels: Pixels
+
+
+class Composer:
+    """Draws the composites of a recipe.
+
+    Args:
+        plan: decides them.
+        pool: backgrounds or scenes, as `plan.views.composite` asks for.
+    """
+
+    def __init__(self, plan: ViewPlan, pool: BackgroundPool) -> None:
+        self.plan, self.pool = plan, pool
+
+    def draw(
+        self,
+        key: str,
+        index: int,
+        image: Pixels,
+        neighbours: Neighbours | None,
+        stored: Spec | None = None,
+    ) -> DrawnComposite:
+        """Composite `index` of a sample.
+
+        Args:
+            neighbours: of the sample; None is enough unless composites are of two images.
+            stored: its spec where a target cache has one; None asks the plan.
+
+        Raises:
+            DataError: a shard of a single image has no second person, or a spec of a cache does
+                not fit these images.
+        """
+        kind = self.plan.views.composite
+        if kind == "scenes":
+            return self._scene(key, index, stored)
+        if kind == "same":
+            return self._pair(key, index, image, None, stored)
+        assert neighbours is not None, "composites of two images need the shard"
+        if neighbours.total < 2:
+            raise DataError(
+                f"sample {key!r} is alone in its shard, so views.composite=two finds no second "
+                "image for it; accepted is a data.samples_per_shard that leaves no shard with one"
+            )
+        row = self.plan.partner(key, index, neighbours.row, neighbours.total)
+        if isinstance(stored, CompositeSpec) and stored.partner is not None:
+            row = stored.partner
+        other, second = neighbours.read(row)
+        partner = Partner(row, other, second.shape[:2])
+        return self._pair(key, index, image, (partner, second), stored)
+
+    def boxes(self, spec: Spec) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Persons in a composite that shows a scene: left, top, right, bottom [M, 4], in pixels."""
+        if not isinstance(spec, SceneSpec) or self.pool.scenes is None:
+            raise DataError(f"composite {spec} is no scene, so it has no boxes")
+        boxes = self.pool.scenes.boxes[spec.scene]
+        return boxes_in_view(boxes, spec.view, self.plan.composite_size)
+
+    def _pair(
+        self,
+        key: str,
+        index: int,
+        image: Pixels,
+        second: tuple[Partner, Pixels] | None,
+        stored: Spec | None,
+    ) -> DrawnComposite:
+        partner, pixels = second if second is not None else (None, None)
+        spec = stored
+        if spec is None:
+            sizes = self.pool.sizes
+            spec = self.plan.composite(key, index, image.shape[:2], sizes, partner)
+        assert isinstance(spec, CompositeSpec), spec
+        background = self.pool.images[spec.background]
+        return DrawnComposite(spec, render_composite(image, background, spec, self.plan, pixels))
+
+    def _scene(self, key: str, index: int, stored: Spec | None) -> DrawnComposite:
+        scenes = self.pool.scenes
+        assert scenes is not None, "the pool was loaded for another recipe"
+        spec = stored if stored is not None else self.plan.scene(key, index, scenes.sizes)
+        assert isinstance(spec, SceneSpec), spec
+        image = scenes.image(spec.scene)
+        return DrawnComposite(spec, render(image, spec.view, self.plan.composite_size))
