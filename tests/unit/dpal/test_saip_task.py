@@ -110,7 +110,7 @@ def test_thirty_steps_on_persons_lower_the_loss(recipe: Recipe) -> None:
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad])
     rows = []
     for number in range(30):
-        losses = task(batch_of(recipe, list(range(4)), epoch=number), moment_of(number))
+        losses = task(batch_of(recipe, [0, 1], epoch=number), moment_of(number))
         losses.total.backward()
         for group in optimizer.param_groups:
             group["lr"] = 3e-4 * min(1, (number + 1) / 10)
