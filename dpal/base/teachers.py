@@ -113,9 +113,17 @@ class SoliderTeacher(Published):
 
 
 class MobileSamTeacher(Published):
-    """MobileSAM's image encoder with its neck: a dense teacher of 256 channels."""
+    """MobileSAM's image encoder with its neck: a dense teacher of 256 channels.
+
+    Its windows hold 14 x 14 and 7 x 7 patches of 16 pixels: a multiple of 224 x 112 is tiled by
+    whole windows, any other input is padded inside the network.
+    """
 
     kind: Literal["mobilesam"]
+    input: Pair = Field(
+        (256, 128),
+        description="height and width the teacher is fed with; 448 x 224 is finer and slower",
+    )
 
 
 Teacher = Annotated[
