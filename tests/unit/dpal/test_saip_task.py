@@ -165,6 +165,16 @@ def test_the_centre_follows_the_mean_of_the_experts_logits(recipe: Recipe) -> No
     assert np.allclose(task.decoder.centre, expected, atol=1e-6)
 
 
+def test_the_centre_is_the_mean_over_ranks(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, other = SaipTask(recipe), torch.linspace(-1, 1, 256)
+    task._seen_logits.append(torch.full((256,), 0.5))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine: mine.add_(other))
+    task.after_step(moment_of(0))
+    assert torch.allclose(task.decoder.centre, 0.1 * (0.5 + other) / 2)
+
+
 def test_the_expert_follows_the_student_and_has_no_gradient(recipe: Recipe) -> None:
     task = SaipTask(recipe)
     before = {k: v.clone() for k, v in task.decoder.expert.state_dict().items()}
