@@ -12,8 +12,6 @@ _VIT = '''\
 """
 
 import json
-import shutil
-import warnings
 from pathlib import Path
 
 import timm

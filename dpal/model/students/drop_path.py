@@ -30,7 +30,7 @@ class DropPath(nn.Module):
         draws = self.draws
         if draws is None:
             draws = torch.rand(len(branch), device=branch.device)
-        kept = (draws.to(branch.device) >= self.rate).to(branch.dtype) / (1 - self.rate)
+        kept = (draws >= self.rate).to(branch.dtype) / (1 - self.rate)
         return branch * kept.view(-1, *[1] * (branch.ndim - 1))
 
 

@@ -67,5 +67,5 @@ class Student(nn.Module):
         Raises:
             ValueError: for another number of columns than `num_drop_paths`.
         """
-        with share_draws(self, draws):
+        with share_draws(self, draws.to(self.device)):
             yield

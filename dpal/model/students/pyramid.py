@@ -32,6 +32,9 @@ SWIN = {
 class PyramidStudent(Student):
     """A timm network cut behind its last stage, with fresh weights.
 
+    Batch norms, where it has them, take their statistics from one kind of view of one process at
+    a time; those of the first process are the ones that are kept.
+
     Args:
         spec: the `student` section of a recipe, of the family `swin` or `timm`.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dpal import export
@@ -102,8 +103,6 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path: Path, views: np.ndar
 def test_user_with_timm_alone_gets_the_features_of_a_picture_file(
     tmp_path: Path, views: np.ndarray
 ):
-    from PIL import Image
-
     student, folder = _student(), tmp_path / "export"
     folder.mkdir()
     export.write_timm(student, folder)
@@ -145,8 +144,16 @@ def test_every_family_is_exported_with_its_features(tmp_path: Path, views: np.nd
     export.write_onnx(student, tmp_path / export.ONNX)
     for count in (1, 3):
         assert export.check_onnx(student, tmp_path / export.ONNX, views[:count]).num_images == count
-    config = json.loads((tmp_path / export.CONFIG).read_text())
-    assert export.spec_of(config) == student.spec
+    assert export.spec_of(json.loads((tmp_path / export.CONFIG).read_text())) == student.spec
+    scope = {"__name__": "load", "__file__": str(tmp_path / export.LOADER)}
+    exec((tmp_path / export.LOADER).read_text(), scope)
+    model, transform = scope["load"](tmp_path)
+    pixels = transform(Image.fromarray(views[0]))[None]
+    torch.testing.assert_close(pixels, normalise(torch.from_numpy(views[:1])))
+    with torch.no_grad():
+        last = model.forward_features(pixels)
+        vector = last.mean((1, 2) if name == "swin_tiny" else (2, 3))  # Swin: channels last
+        torch.testing.assert_close(vector, student(pixels).cls, atol=1e-5, rtol=1e-4)
     tensors = load_file(tmp_path / export.WEIGHTS)
     key = max(tensors, key=lambda key: tensors[key].numel())
     tensors[key] *= 1.5
