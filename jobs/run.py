@@ -40,7 +40,7 @@ def _needed(recipe: Recipe) -> Iterator[tuple[str, Callable[[Recipe], StageResul
     unneeded = set()
     if all(teacher.kind != "taught" for teacher in recipe.teachers):
         unneeded.add("teach")
-    if recipe.train.targets == "online" or not recipe.teachers:
+    if recipe.train.targets == "online" or not recipe.aligned_teachers:
         unneeded.add("cache")
     if not recipe.evaluate:
         unneeded.add("evaluate")

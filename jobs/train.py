@@ -100,7 +100,8 @@ def target_sources(
     sources: list[TargetSource] = []
     caches = []
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for index, single in enumerate(single_teacher_recipes(recipe)):
+    learns = bool(recipe.aligned_teachers)  # a teacher beside SAIP is there for comparison
+    for index, single in enumerate(single_teacher_recipes(recipe) if learns else ()):
         if recipe.train.targets == "cached":
             cache = cache_of(single, manifest, pool, telemetry)
             sources.append(CachedTargets(cache.header, index, covariance_of(single, cache)))

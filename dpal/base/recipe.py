@@ -422,6 +422,11 @@ class Recipe(Section):
         """Every frozen teacher, in order; empty for a method that learns without one."""
         return () if self.teacher is None else (self.teacher, *self.more_teachers)
 
+    @property
+    def aligned_teachers(self) -> tuple[Teacher, ...]:
+        """The teachers whose targets the method learns from; SAIP learns from none."""
+        return () if self.method.kind == "saip" else self.teachers
+
     def with_teacher(self, teacher: Teacher) -> "Recipe":
         """The same recipe with one teacher alone: whose cache it describes."""
         return self.model_copy(update={"teacher": teacher, "more_teachers": ()})
