@@ -164,6 +164,28 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return inspect_weights(Path(arguments.weights), arguments.other and Path(arguments.other))
 
 
+def _ablate(arguments: argparse.Namespace) -> int:
+    from jobs import ablate
+
+    words = tuple(arguments.overrides)
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers {arguments.workers}: accepted is 1 and more")
+    if arguments.dry_run:
+        print(ablate.dry_run(arguments.grid, words))
+    else:
+        ablate.ablate(arguments.grid, words, arguments.workers)
+    return EXIT_DONE
+
+
+def _diagnose(arguments: argparse.Namespace) -> int:
+    from jobs import diagnose
+
+    if arguments.batches < 1:
+        raise ConfigError(f"--batches {arguments.batches}: accepted is 1 and more")
+    print(diagnose.text(diagnose.diagnose(Path(arguments.run), arguments.batches)))
+    return EXIT_DONE
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     print(explain(arguments.key))
     return EXIT_DONE
@@ -212,12 +234,19 @@ def _parser() -> argparse.ArgumentParser:
     recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
     recipe_verb("report", _stage("jobs.report"), "one self-contained page about the run")
     recipe_verb("run", _stage("jobs.run"), "all stages; skips what is done")
+    ablate = verb("ablate", _ablate, "a grid of runs and one table; skips what is done")
+    ablate.add_argument("grid", help="grid file")
+    ablate.add_argument("--workers", type=int, default=1, help="runs at once (default 1)")
+    _add_overrides(ablate)
     _add_overrides(verb("demo", _demo, "run the tiny recipe on embedded data"))
 
     evaluate = verb("evaluate", _evaluate, "frozen-feature evaluation of a run or an export")
     evaluate.add_argument("model", help="run folder or export folder")
     evaluate.add_argument("--task", required=True, choices=("reid", "parsing"))
     evaluate.add_argument("--data", required=True, help="folder with labels.csv")
+    diagnose = verb("diagnose", _diagnose, "how the losses of a run pull on its student")
+    diagnose.add_argument("run", help="run folder")
+    diagnose.add_argument("--batches", type=int, default=4, help="batches looked at (default 4)")
     export = verb("export", _export, "write the student for timm or ONNX, parity-checked")
     export.add_argument("run", help="run folder")
     export.add_argument("--format", choices=("timm", "onnx"), default="timm")

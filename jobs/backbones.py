@@ -34,6 +34,7 @@ class Candidate(NamedTuple):
         view_size: height and width of the pixels it is given.
         open: builds the backbone, once.
         batch_size: images in one forward.
+        kept_pictures: folder where decoded images are kept for the next model; None: they are not.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Candidate(NamedTuple):
     view_size: tuple[int, int]
     open: Callable[[], FrozenBackbone]
     batch_size: int = 32
+    kept_pictures: Path | None = None
 
 
 def candidates_of(recipe: Recipe) -> list[Candidate]:
@@ -49,10 +51,29 @@ def candidates_of(recipe: Recipe) -> list[Candidate]:
     Raises:
         ConfigError, DataError: no committed checkpoint, or no weights of the teacher.
     """
-    found = _latest(recipe.run_dir)
+    return [trained_student(recipe), *teachers_of(recipe), untrained_student(recipe)]
+
+
+def trained_student(recipe: Recipe) -> Candidate:
+    """The student of a run's last checkpoint. Raises DataError without one."""
+    return _trained(recipe, _latest(recipe.run_dir))
+
+
+def teachers_of(recipe: Recipe) -> list[Candidate]:
+    """Every teacher of a recipe, in order. Raises ConfigError or DataError."""
     named = zip(single_teacher_recipes(recipe), teacher_names(recipe), strict=True)
-    teachers = [_teacher(single, name) for single, name in named]
-    return [_trained(recipe, found), *teachers, _untrained(recipe)]
+    return [_teacher(single, name) for single, name in named]
+
+
+def untrained_student(recipe: Recipe) -> Candidate:
+    """The student with the start values that its training has."""
+    size, seed = (recipe.views.height, recipe.views.width), recipe.seed + recipe.train.seed
+
+    def build() -> FrozenBackbone:
+        return _frozen(build_student(recipe.student, seed=seed), recipe.views.height)
+
+    spec = recipe.student.model_dump(mode="json")
+    return Candidate("untrained", _digest(seed, spec, size), size, cache(build))
 
 
 def open_model(folder: Path) -> Candidate:
@@ -110,17 +131,6 @@ def _teacher(recipe: Recipe, name: str) -> Candidate:
     identity = teacher_identity(recipe.teacher, weights, view_size=size)
     model_id = _digest(identity, stride_of(recipe), size)
     return Candidate(name, model_id, size, cache(build), recipe.teacher.batch_size)
-
-
-def _untrained(recipe: Recipe) -> Candidate:
-    size = recipe.views.height, recipe.views.width
-
-    def build() -> FrozenBackbone:
-        student = build_student(recipe.student, seed=recipe.seed)
-        return _frozen(student, recipe.views.height)
-
-    spec = recipe.student.model_dump(mode="json")
-    return Candidate("untrained", _digest(recipe.seed, spec, size), size, cache(build))
 
 
 def _exported(folder: Path) -> Candidate:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.decode import decode_rgb
 from data_tools.labelled import ParsingSplit, labels_digest, read_parsing, read_reid
 from data_tools.synthetic import write_dataset
 from dpal.base.errors import ConfigError, DataError
@@ -23,11 +22,11 @@ from dpal.evaluate.parsing import IGNORE, probe
 from dpal.evaluate.reid import ReidLabels, retrieve
 from dpal.model.tokens import FrozenBackbone
 from jobs.backbones import Candidate, candidates_of, open_model
+from jobs.pictures import pictures
 from jobs.scores import Row, Scores, headlines, table
 from jobs.stage import StageResult
 
 PROTOCOL_VERSION = 1  # raise it whenever the same model and data would score otherwise
-MAX_PIXELS = 64_000_000
 
 
 def run(recipe: Recipe) -> StageResult:
@@ -41,7 +40,7 @@ def run(recipe: Recipe) -> StageResult:
     layout = RunLayout(recipe.run_dir)
     if any(evaluation.data == "synthetic" for evaluation in recipe.evaluate):
         write_dataset(layout.synthetic, recipe.data.synthetic, recipe.seed)
-    rows, computed = _evaluate(candidates_of(recipe), recipe.evaluate, layout)
+    rows, computed = score_candidates(candidates_of(recipe), recipe.evaluate, layout)
     print(table(rows))
     return StageResult("evaluate", not computed, headlines(rows))
 
@@ -60,15 +59,19 @@ def evaluate_model(model_path: str, task: str, data: str) -> tuple[Row, ...]:
         raise ConfigError(f"--task {task}: accepted is {' or '.join(SCORERS)}")
     layout = RunLayout(Path(model_path))
     wanted = (Evaluation.model_validate({"task": task, "data": data}),)
-    rows, _ = _evaluate([open_model(layout.root)], wanted, layout)
+    rows, _ = score_candidates([open_model(layout.root)], wanted, layout)
     print(table(rows))
     return tuple(rows)
 
 
-def _evaluate(
+def score_candidates(
     candidates: Sequence[Candidate], wanted: Sequence[Evaluation], layout: RunLayout
 ) -> tuple[list[Row], int]:
-    """The rows of `wanted`, and how many of them were not there before."""
+    """The rows of `wanted` in the run's `evaluation.json`, and how many were not there before.
+
+    Raises:
+        DataError: an evaluation folder that is incomplete.
+    """
     scores = Scores(layout.evaluation)
     rows, computed = [], 0
     for evaluation in wanted:
@@ -129,21 +132,11 @@ def _features(candidate: Candidate, what: str, files: Sequence[Path], *, patches
     with Progress(f"evaluate {candidate.name}, {what}", len(files), "image") as progress:
 
         def images() -> Iterator[np.ndarray]:
-            for path in files:
-                yield _image(path, candidate.view_size)
+            for image in pictures(files, candidate.view_size, candidate.kept_pictures):
+                yield image
                 progress.advance()
 
         return extract(backbone, images(), patches=patches, batch_size=candidate.batch_size)
-
-
-def _image(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A whole image squeezed to the view size: uint8 [H, W, 3]."""
-    try:
-        pixels = decode_rgb(path.read_bytes(), MAX_PIXELS)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from None
-    resized = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 def _masks(split: ParsingSplit, size: tuple[int, int], num_classes: int) -> np.ndarray:

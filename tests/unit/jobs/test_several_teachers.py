@@ -74,7 +74,7 @@ def test_evaluation_compares_the_student_with_every_teacher(
 ) -> None:
     values = tiny_values(tmp_path)
     recipe = resolve_recipe(values | {"more_teachers": [values["teacher"] | {"tap": "block3"}]})
-    untrained = backbones._untrained(recipe)
+    untrained = backbones.untrained_student(recipe)
     monkeypatch.setattr(backbones, "_latest", lambda folder: None)
     monkeypatch.setattr(backbones, "_trained", lambda recipe, found: untrained)
     first, second = backbones.candidates_of(recipe)[1:-1]
