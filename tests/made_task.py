@@ -3,6 +3,7 @@
 Legend: B samples, N patches, D teacher width.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 from dpal.base.config import resolve_recipe
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
+from dpal.method.dpal import DpalTask
+from dpal.method.mse import MseTask
+from dpal.method.proteus import ProteusTask
+from dpal.method.tinymim import TinyMimTask
 from dpal.model.tokens import Tokens
 from dpal.targets import TargetDefinition, TargetHeader
-from dpal.task import Moment, Targets
+from dpal.task import Moment, Targets, Task
 
 WIDTH = 24  # D
 GRID = (8, 4)  # patches of a base view of 128 x 64
@@ -106,3 +111,29 @@ def made_batch(first: int = 0, size: int = 4) -> TrainBatch:
         photometric=noise,
         records=(),
     )
+
+
+class Frozen:
+    """A random norm and QKV projection of 12 heads of 4 (a `tinymim.Projection`)."""
+
+    heads = 12
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(5)
+        self.weight = rng.normal(size=(WIDTH, 3 * 48)) / math.sqrt(WIDTH)
+
+    def to(self, device: torch.device) -> "Frozen":
+        return self
+
+    def __call__(self, tokens: torch.Tensor) -> Any:
+        joined = torch.from_numpy(tokens.double().numpy() @ self.weight).float()
+        return joined.unflatten(2, (3, 12, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def task_of(recipe: Recipe, *sources: MadeTargets) -> Task:
+    """The task of a recipe over made targets, of one teacher unless `sources` are given."""
+    sources = sources or (MadeTargets(),)
+    if recipe.method.kind == "tinymim":
+        return TinyMimTask(recipe, sources, [Frozen() for _ in sources])
+    kinds = {"dpal": DpalTask, "mse": MseTask, "proteus": ProteusTask}
+    return kinds[recipe.method.kind](recipe, sources)

@@ -9,38 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_task import GRID, TEACHER, WIDTH, MadeTargets, made_batch, made_recipe, moment
+from made_task import (
+    GRID,
+    TEACHER,
+    WIDTH,
+    Frozen,
+    MadeTargets,
+    made_batch,
+    made_recipe,
+    moment,
+    task_of,
+)
 from torch import nn
 
 from dpal.base.errors import ConfigError
-from dpal.base.recipe import Recipe
 from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
-from dpal.method.dpal import DpalTask
-from dpal.method.mse import MseTask
 from dpal.method.proteus import ProteusTask
-from dpal.method.tinymim import TinyMimTask
 from dpal.model.decoder import Pattern
 from dpal.task import Task
 
 BLOCK = {**TEACHER, "tap": "block9"}
 NUM_PATCHES = GRID[0] * GRID[1]
-
-
-class Frozen:
-    """A random norm and QKV projection of 12 heads of 4 (a `tinymim.Projection`)."""
-
-    heads = 12
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(5)
-        self.weight = rng.normal(size=(WIDTH, 3 * 48)) / math.sqrt(WIDTH)
-
-    def to(self, device: torch.device) -> "Frozen":
-        return self
-
-    def __call__(self, tokens: torch.Tensor) -> Any:
-        joined = torch.from_numpy(tokens.double().numpy() @ self.weight).float()
-        return joined.unflatten(2, (3, 12, 4)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def built(method: Any, **sections: Any) -> Task:
@@ -52,13 +41,6 @@ def built(method: Any, **sections: Any) -> Task:
         for parameter in task.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return task
-
-
-def task_of(recipe: Recipe) -> Task:
-    if recipe.method.kind == "tinymim":
-        return TinyMimTask(recipe, (MadeTargets(),), [Frozen()])
-    kinds = {"dpal": DpalTask, "mse": MseTask, "proteus": ProteusTask}
-    return kinds[recipe.method.kind](recipe, (MadeTargets(),))
 
 
 def pixels_of(views: np.ndarray) -> torch.Tensor:

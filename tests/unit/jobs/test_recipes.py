@@ -25,9 +25,11 @@ def test_there_is_a_recipe_for_every_method() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_recipe_starts_and_says_what_it_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_resolves_and_says_what_it_is(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", str(path), "--dry-run"]) == EXIT_DONE
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().out  # the resolved recipe
     assert f"name: {load_recipe(path).name}" in shown
     text = path.read_text()
     assert text.startswith("# "), "a recipe begins with what it is"
