@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_scenes import ARMS, arm_recipe
 
 from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import load_backgrounds
@@ -35,7 +36,7 @@ def loader(
         manifest,
         ViewPlan(recipe.seed, recipe.views),
         load_backgrounds(recipe),
-        Needs(crops=True, composite=True),
+        Needs(crops=True, composite=True, boxes=recipe.loss.relation_level == "instances"),
         () if cache is None else (cache,),
         cache_dir,
     )
@@ -67,6 +68,46 @@ def test_two_ranks_read_what_one_rank_reads(recipe: Recipe) -> None:
         for name in ("base", "crops", "composite", "photometric"):
             joined = np.concatenate([getattr(first, name), getattr(second, name)])
             assert np.array_equal(getattr(whole, name), joined), name
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_two_ranks_read_the_same_composites_boxes_and_noise(tmp_path: Path, arm: str) -> None:
+    recipe = arm_recipe(tmp_path, arm)
+    alone = read(recipe, Slice(8, 8, 0, 1), 0, 6)  # past the end of the first epoch
+    halves = [read(recipe, Slice(8, 4, rank, 2), 0, 6, threads=1) for rank in range(2)]
+    for whole, *parts in zip(alone, *halves, strict=True):
+        for name in ("composite", "photometric"):
+            joined = np.concatenate([getattr(part, name) for part in parts])
+            assert np.array_equal(getattr(whole, name), joined), name
+        if arm == "instances":
+            counts = np.concatenate([part.boxes.counts for part in parts])
+            assert np.array_equal(whole.boxes.counts, counts)
+            rows = [row for part in parts for row in part.boxes.corners]
+            for own, row, count in zip(whole.boxes.corners, rows, counts, strict=True):
+                assert np.array_equal(own[:count], row[:count])
+                assert not own[count:].any()
+
+
+def test_pinned_noise_returns_with_its_view_while_that_of_crops_is_fresh(tmp_path: Path) -> None:
+    batches = read(arm_recipe(tmp_path, "pinned"), Slice(8, 8, 0, 1), 0, 15)  # three epochs
+    seen: dict[str, list[tuple[bytes, np.ndarray]]] = {}
+    for batch in batches:
+        for key, view, noise in zip(batch.keys, batch.base, batch.photometric, strict=True):
+            seen.setdefault(key, []).append((view.tobytes(), noise))
+    for views in seen.values():
+        # Two views in three epochs: one of them was seen twice.
+        pixels = [view for view, _noise in views]
+        a, b = next((i, j) for j in range(3) for i in range(j) if pixels[i] == pixels[j])
+        assert np.array_equal(views[a][1][:2], views[b][1][:2])
+        assert not np.array_equal(views[a][1][2:], views[b][1][2:])
+        other = 3 - a - b
+        assert not np.array_equal(views[a][1][0], views[other][1][0])
+
+
+def test_composites_of_two_images_need_shards_of_two(tmp_path: Path) -> None:
+    recipe = arm_recipe(tmp_path, "two", data={"samples_per_shard": 39})  # 39 and 1
+    with pytest.raises(DataError, match=r"alone in its shard.*data\.samples_per_shard"):
+        read(recipe, Slice(8, 8, 0, 1), 0, 5)
 
 
 def test_resume_twice_yields_the_same_batches(recipe: Recipe) -> None:

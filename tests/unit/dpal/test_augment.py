@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpal.augment import add_noise, blur, luma, shift_hue
+from dpal.augment import add_noise, blur, luma, noisy_pixels, shift_hue
 from dpal.views import Photometric
 
 NEUTRAL = Photometric(1.0, 1.0, 1.0, 0.0, False, 0.0)
@@ -71,3 +71,15 @@ def test_noise_does_not_depend_on_the_batch() -> None:
     together = add_noise(image, rows)
     alone = torch.cat([add_noise(image[i : i + 1], rows[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+
+
+def test_a_teachers_noisy_pixels_are_the_students_within_rounding() -> None:
+    views = np.random.default_rng(0).integers(0, 256, (2, 6, 5, 3), dtype=np.uint8)
+    rows = noise(Photometric(1.3, 0.7, 1.1, 0.05, False, 1.0), NEUTRAL).float()
+    pixels = noisy_pixels(torch.from_numpy(views), rows)
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels[1].numpy(), views[1])
+    students = add_noise(torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255, rows)
+    error = students.permute(0, 2, 3, 1) * 255 - pixels.float()
+    assert error.abs().max() <= 0.51
+    assert (pixels[0].float() - torch.from_numpy(views[0]).float()).abs().mean() > 5

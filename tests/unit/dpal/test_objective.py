@@ -45,6 +45,81 @@ def test_relation_is_the_divergence_of_affinity_rows() -> None:
     assert actual.item() == pytest.approx(total / 8, rel=1e-4)
 
 
+def bilinear(grid: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Value at (x, y) of tokens [G, G, D], token (i, j) at row i and column j; edges go on."""
+    last = len(grid) - 1
+    x, y = min(max(x, 0.0), last), min(max(y, 0.0), last)
+    left, top = min(int(x), last - 1), min(int(y), last - 1)
+    a, b = x - left, y - top
+    upper = (1 - a) * grid[top, left] + a * grid[top, left + 1]
+    lower = (1 - a) * grid[top + 1, left] + a * grid[top + 1, left + 1]
+    return (1 - b) * upper + b * lower
+
+
+def test_an_instance_is_the_mean_of_bilinear_samples_in_its_box() -> None:
+    tokens, side, grid, samples = RNG.normal(size=(2, 36, 5)), 96, 6, 8
+    boxes = np.sort(RNG.uniform(0, side, (2, 3, 2, 2)), axis=2).reshape(2, 3, 4)
+    boxes[0, 0], boxes[0, 1] = (0, 0, side, side), (3, 3, 4, 5)  # all of it; less than a token
+    actual = objective.instance_features(tensor(tokens), tensor(boxes), side).numpy()
+    for b in range(2):
+        for m, (left, top, right, bottom) in enumerate(boxes[b]):
+            points = [
+                bilinear(
+                    tokens[b].reshape(grid, grid, 5),
+                    (left + (k + 0.5) / samples * (right - left)) * grid / side - 0.5,
+                    (top + (j + 0.5) / samples * (bottom - top)) * grid / side - 0.5,
+                )
+                for k in range(samples)
+                for j in range(samples)
+            ]
+            np.testing.assert_allclose(actual[b, m], np.mean(points, axis=0), atol=1e-5)
+
+
+def test_a_box_over_one_token_is_that_token_when_its_neighbours_are_alike() -> None:
+    tokens = torch.zeros(1, 16, 2)
+    tokens[0, 8:, 0] = 1.0  # lower half
+    tokens[0, :, 1] = torch.arange(16) % 4  # the column
+    boxes = torch.tensor([[[0.0, 0, 64, 16], [0, 48, 64, 64], [16, 0, 32, 64]]])
+    upper, lower, second = objective.instance_features(tokens, boxes, 64)[0]
+    assert (upper[0], lower[0]) == (0, 1)
+    assert second.tolist() == pytest.approx([0.5, 1.0])
+
+
+def instance_relation(student: np.ndarray, teacher: np.ndarray) -> float:
+    """The relation of the instances [M, D] of one scene."""
+    if len(student) < 2:
+        return 0.0
+    logs = []
+    for features in (student, teacher):
+        scores = features @ features.T / math.sqrt(features.shape[1])
+        logs.append(scores - np.log(np.exp(scores).sum(axis=1, keepdims=True)))
+    return float((np.exp(logs[1]) * (logs[1] - logs[0])).sum(axis=1).mean())
+
+
+def test_instances_are_related_within_their_scene_and_padding_changes_nothing() -> None:
+    counts = [4, 2, 1, 0, 3]
+    student, teacher = RNG.normal(size=(5, 4, 6)), RNG.normal(size=(5, 4, 6))
+    expected = [instance_relation(student[b, :n], teacher[b, :n]) for b, n in enumerate(counts)]
+    assert expected[2:4] == [0.0, 0.0]
+    losses = []
+    for padding in (0.0, 1.0, 1e4, -1e4):
+        filled = [np.full((5, 9, 6), padding), np.full((5, 9, 6), -padding)]
+        for rows, features in zip(filled, (student, teacher), strict=True):
+            for b, n in enumerate(counts):
+                rows[b, :n] = features[b, :n]
+        y = tensor(filled[0]).requires_grad_()
+        loss = objective.instance_relation_loss(y, tensor(filled[1]), torch.tensor(counts))
+        loss.sum().backward()
+        losses.append(loss.detach())
+        np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+        gradient = y.grad.numpy()
+        assert np.isfinite(gradient).all()
+        for b, n in enumerate(counts):
+            assert not gradient[b, n:].any()
+            assert gradient[b, :n].any() == (n > 1)
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+
+
 def test_relation_stays_finite_when_the_affinity_is_one_hot() -> None:
     tokens = torch.eye(6).repeat(1, 1, 20)[..., :96] * 40  # products of hundreds
     student = tokens.flip(1).clone().requires_grad_()

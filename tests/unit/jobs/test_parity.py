@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_scenes import ARMS, arm_recipe
 
 from data_tools.backgrounds import load_backgrounds
 from data_tools.manifest import load_manifest
@@ -60,6 +61,45 @@ def test_cached_and_online_teacher_give_the_same_losses(
     assert online_batch.records == ()
     for term, a, b in zip(DpalTask.terms, cached_losses.terms, online_losses.terms, strict=True):
         assert a.item() == pytest.approx(b.item(), rel=tolerance), term
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_both_teachers_agree_on_every_kind_of_composite_and_noise(tmp_path: Path, arm: str) -> None:
+    recipe = arm_recipe(tmp_path, arm)
+    cached = variant(recipe, targets="cached", codec="fp32")
+    fill_cache(cached)
+    cached_batch, cached_losses = first_batch(cached)
+    online_batch, online_losses = first_batch(variant(recipe, targets="online", codec="fp32"))
+    for name in ("base", "crops", "composite", "photometric"):
+        assert np.array_equal(getattr(cached_batch, name), getattr(online_batch, name)), name
+    assert (cached_batch.boxes is None) == (arm != "instances")
+    if arm == "instances":
+        assert np.array_equal(cached_batch.boxes.corners, online_batch.boxes.corners)
+        assert np.array_equal(cached_batch.boxes.counts, online_batch.boxes.counts)
+        assert cached_batch.boxes.counts.max() > 1
+    for term, a, b in zip(DpalTask.terms, cached_losses.terms, online_losses.terms, strict=True):
+        assert a.item() == pytest.approx(b.item(), rel=1e-4), term
+        assert a.item() > 0, term
+
+
+def test_a_pinned_teacher_sees_the_noise_and_a_free_one_does_not(tmp_path: Path) -> None:
+    """Guards the test above: without the noise, both modes would agree as well."""
+    free = variant(tiny_recipe(tmp_path), targets="online", codec="fp32")
+    pinned = free.model_copy(
+        update={"views": free.views.model_copy(update={"photometric": "pinned"})}
+    )
+    tokens = []
+    for recipe in (free, pinned):
+        manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
+        sources, _caches = target_sources(recipe, manifest, load_backgrounds(recipe))
+        batch, _losses = first_batch(recipe)
+        tokens.append([sources[0](batch, torch.device("cpu")), batch])
+    (clean, clean_batch), (noisy, noisy_batch) = tokens
+    assert np.array_equal(clean_batch.base, noisy_batch.base)
+    assert not np.array_equal(clean_batch.photometric[:, 0], noisy_batch.photometric[:, 0])
+    assert np.array_equal(clean_batch.photometric[:, 2:], noisy_batch.photometric[:, 2:])
+    assert (clean.base.patches - noisy.base.patches).abs().max() > 1e-2
+    assert (clean.composite.patches - noisy.composite.patches).abs().max() > 1e-2
 
 
 def test_int8_targets_are_not_the_exact_ones(tmp_path: Path) -> None:
