@@ -91,7 +91,7 @@ class Plan:
         grid: as the file and the command line say.
         shared: for every arm, the recipe whose run folder is the grid's own: it describes what
             all repetitions share (shards, taught teacher, targets).
-        runs: every run, arm by arm.
+        runs: every run, repetition by repetition.
     """
 
     grid: Grid
@@ -136,6 +136,7 @@ def load_plan(path: str | Path, words: tuple[str, ...] = ()) -> Plan:
             raise ConfigError(f"grid {grid.name!r}, arm {arm.name!r}: {error}") from None
         shared.append(together)
     _check_shared(shared)
+    runs.sort(key=lambda run: run.seed)  # stable: a stopped grid has whole repetitions
     return Plan(grid, tuple(shared), tuple(runs))
 
 
