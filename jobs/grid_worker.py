@@ -49,7 +49,7 @@ def prepare(plan: Plan) -> None:
     done: list[tuple[Any, ...]] = []
     for recipe in plan.shared:
         what = (recipe.teachers, recipe.views, recipe.cache, _stride(recipe), recipe.loss.targets)
-        if not recipe.teachers or what in done:
+        if not recipe.aligned_teachers or what in done:
             continue
         done.append(what)
         if any(teacher.kind == "taught" for teacher in recipe.teachers):
