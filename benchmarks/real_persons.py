@@ -7,6 +7,8 @@ SHARED_DATA holds `<set>/images.zip` and label files; OUT receives
     persons/      pretraining images, no label: cuhk03 train, lsp_extended up to 3,200, ccp
                   photos without a mask, inria crops
     backgrounds/  coco128 scenes without a person
+    scenes/       penn_fudan, and coco128 scenes with two persons or more, with the persons' boxes
+                  (boxes.csv, as `data.scenes` reads it)
     reid/         cuhk03 val, identities that are not in persons/ (labels.csv: file,pid,cam)
     parsing/      ccp photos with a mask, classes merged (labels.csv: file,mask,split)
     weights/      the teachers of that recipe, from the `weights` folder beside SHARED_DATA
@@ -27,6 +29,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -85,6 +88,7 @@ def unpack(data: Path, out: Path) -> dict[str, int]:
     writers: dict[str, Callable[[Path, Path], None]] = {
         "persons": _persons,
         "backgrounds": _backgrounds,
+        "scenes": _scenes,
         "reid": _reid,
         "parsing": _parsing,
         "weights": _weights,
@@ -121,7 +125,7 @@ def _persons(data: Path, folder: Path) -> None:
 
 
 def _backgrounds(data: Path, folder: Path) -> None:
-    scenes = json.loads((data / "coco128_seg" / "annotations.json").read_text())
+    scenes = _annotations(data, "coco128_seg")
     # 'persons' lists polygons; class 0 of the raw rows catches people without one.
     empty = [
         scene["file"]
@@ -130,6 +134,26 @@ def _backgrounds(data: Path, folder: Path) -> None:
     ]
     for file, content in _members(data, "coco128_seg", empty):
         (folder / f"coco-{_flat(file)}").write_bytes(content)
+
+
+def _scenes(data: Path, folder: Path) -> None:
+    penn = _annotations(data, "penn_fudan")
+    coco = _annotations(data, "coco128_seg")
+    boxes_of = {
+        ("penn", "penn_fudan"): {scene["file"]: scene["boxes"] for scene in penn},
+        ("coco", "coco128_seg"): {
+            scene["file"]: [person["box"] for person in scene["persons"]]
+            for scene in coco
+            if len(scene["persons"]) > 1
+        },
+    }
+    rows: list[tuple[object, ...]] = []
+    for (prefix, source), boxes in boxes_of.items():
+        for file, content in _members(data, source, boxes):
+            name = f"{prefix}-{_flat(file)}"
+            (folder / name).write_bytes(content)
+            rows += [(name, *box) for box in boxes[file]]
+    _write_csv(folder / "boxes.csv", ("file", "left", "top", "right", "bottom"), rows)
 
 
 def _reid(data: Path, folder: Path) -> None:
@@ -172,6 +196,14 @@ def _rows(data: Path, source: str) -> list[dict[str, str]]:
         raise DataError(f"{str(path)!r} does not exist")
     with path.open(newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def _annotations(data: Path, source: str) -> list[dict[str, Any]]:
+    path = data / source / "annotations.json"
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} does not exist")
+    scenes: list[dict[str, Any]] = json.loads(path.read_text())
+    return scenes
 
 
 def _archive(data: Path, source: str) -> zipfile.ZipFile:

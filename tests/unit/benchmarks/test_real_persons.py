@@ -14,6 +14,7 @@ from PIL import Image
 
 from dpal.base.errors import DataError
 
+PAIR = ([1, 2, 3.5, 4], [4, 5, 6, 7])
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "real_persons.py"
 
 
@@ -62,13 +63,17 @@ def data(tmp_path: Path, script: SimpleNamespace) -> Path:
     (data / "ccp" / "classes.json").write_text(json.dumps(names))
     write_set(data / "lsp_extended", {"00001.jpg": jpeg(4)})
     write_set(data / "inria_person_crops", {"crop1.jpg": jpeg(5)})
-    write_set(data / "coco128_seg", {f"{i}.jpg": jpeg(40 + i) for i in range(3)})
+    write_set(data / "coco128_seg", {f"{i}.jpg": jpeg(40 + i) for i in range(4)})
     scenes = [
         {"file": "0.jpg", "persons": [], "raw_yolo": "45 .1 .1\n49 .1 .1"},
-        {"file": "1.jpg", "persons": [{"box": []}], "raw_yolo": "0 .1 .1"},
+        {"file": "1.jpg", "persons": [{"box": [1, 2, 3, 4]}], "raw_yolo": "0 .1 .1"},
         {"file": "2.jpg", "persons": [], "raw_yolo": "45 .1 .1\n0 .1 .1"},
+        {"file": "3.jpg", "persons": [{"box": b} for b in PAIR], "raw_yolo": "0 .1 .1\n0 .1 .1"},
     ]
     (data / "coco128_seg" / "annotations.json").write_text(json.dumps(scenes))
+    write_set(data / "penn_fudan", {f"images/Fudan{i}.jpg": jpeg(60 + i) for i in range(2)})
+    penn = [{"file": f"images/Fudan{i}.jpg", "boxes": [[0, 1, 2, 3]] * i} for i in range(2)]
+    (data / "penn_fudan" / "annotations.json").write_text(json.dumps(penn))
     for name in script.TEACHERS:
         (data.parent / "weights").mkdir(exist_ok=True)
         (data.parent / "weights" / name).write_bytes(b"weights")
@@ -82,11 +87,26 @@ def names_in(folder: Path) -> list[str]:
 def test_folders_hold_the_right_halves(script, data, tmp_path):
     out = tmp_path / "real"
     counts = script.unpack(data, out)
-    assert counts == {"persons": 5, "backgrounds": 1, "reid": 2, "parsing": 4, "weights": 2}
+    assert counts == {
+        "persons": 5,
+        "backgrounds": 1,
+        "scenes": 3,
+        "reid": 2,
+        "parsing": 4,
+        "weights": 2,
+    }
     assert names_in(out / "persons") == [
         "ccp-4.jpg", "ccp-5.jpg", "cuhk03-0_0.jpg", "inria-crop1.jpg", "lsp-00001.jpg",
     ]  # fmt: skip
     assert names_in(out / "backgrounds") == ["coco-0.jpg"]
+    assert names_in(out / "scenes") == ["coco-3.jpg", "penn-Fudan0.jpg", "penn-Fudan1.jpg"]
+    with (out / "scenes" / "boxes.csv").open() as stream:
+        assert list(csv.reader(stream)) == [
+            ["file", "left", "top", "right", "bottom"],
+            ["penn-Fudan1.jpg", "0", "1", "2", "3"],
+            ["coco-3.jpg", "1", "2", "3.5", "4"],
+            ["coco-3.jpg", "4", "5", "6", "7"],
+        ]
     with (out / "reid" / "labels.csv").open() as stream:
         assert list(csv.reader(stream))[1:] == [["0_0.jpg", "9", "0"], ["0_1.jpg", "9", "1"]]
     with (out / "parsing" / "labels.csv").open() as stream:
