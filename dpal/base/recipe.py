@@ -447,8 +447,10 @@ class Recipe(Section):
         Left out is what may change between two starts of one run: where things are stored, how
         many processes share the work, and how often they report.
         """
-        elastic = {"micro_batch", "zero_stage", "processes", "checkpoint_every"}
+        elastic = {"zero_stage", "processes", "checkpoint_every"}
         elastic |= {"keep_checkpoints", "log_every", "loader_threads", "prefetch", "metrics_port"}
+        if self.loss.shape_mask != "per-batch" and self.student.family != "timm":
+            elastic.add("micro_batch")  # else a mask, or a batch norm, sees one micro-batch
         learned = {"seed", "views", "method", "teacher", "more_teachers", "student"}
         learned |= {"decoder", "loss", "train"}
         plain = self.model_dump(
