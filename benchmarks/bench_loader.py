@@ -24,7 +24,7 @@ from data_tools.manifest import load_manifest
 from data_tools.shard import read_shard
 from data_tools.storage import open_store
 from dpal.base.recipe import Recipe
-from dpal.batch import TrainBatch
+from dpal.batch import Batch
 from dpal.views import ViewPlan, render, render_composite
 from jobs.cache_plan import cache_of
 
@@ -61,7 +61,7 @@ class Plain:
             render_composite(image, pool.images[spec.background], spec, plan)
 
 
-def take(batches: Iterator[TrainBatch], count: int) -> None:
+def take(batches: Iterator[Batch], count: int) -> None:
     """Take batches, and let the loader make as many again before others have their turn."""
     for _ in range(count):
         next(batches)
@@ -75,9 +75,9 @@ def take(batches: Iterator[TrainBatch], count: int) -> None:
 def measure(recipe: Recipe, rounds: int) -> None:
     """Print one data set's rates, time to the first batch, and growth of memory."""
     store, pool = open_store(recipe.data.shards, recipe.storage), load_backgrounds(recipe)
-    cache, plain = cache_of(recipe, load_manifest(store), pool), Plain(recipe, pool)
+    caches, plain = [cache_of(recipe, load_manifest(store), pool)], Plain(recipe, pool)
     begin = time.perf_counter()
-    batches = made_loader(recipe, pool, cache=cache).batches(0)
+    batches = made_loader(recipe, pool, caches).batches(0)
     next(batches)
     first = time.perf_counter() - begin
     take(batches, 0)

@@ -29,13 +29,16 @@ from data_tools.backgrounds import load_backgrounds
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
-from dpal.model.attention import attend
+from dpal.method.dpal import DpalTask
+from dpal.model.attention import attend, suit_attention
 from dpal.model.decoder import Decoded
 from dpal.model.mixing import MixingNorm
 from dpal.optim import build_optimizer
-from dpal.task import CachedTargets, DpalTask
+from dpal.shape_mask import fixed_mask
+from dpal.task import CachedTargets, Moment
 
 SIZES = ((128, 192), (128, 768), (256, 768))  # view height, teacher width
+FIRST = Moment(step=0, total_steps=100, num_samples=2 * BATCH, global_batch=BATCH)
 PEAK_SIDE = {"cpu": 1024, "cuda": 8192}
 Work = dict[str, Callable[[], object]]
 
@@ -44,19 +47,18 @@ class Step:
     """A task with its optimiser and batch, and its parts as functions without arguments."""
 
     def __init__(self, recipe: Recipe, batch: TrainBatch, task: DpalTask) -> None:
-        self.batch, self.task = batch, task
-        self.device = task.student.cls_token.device
+        self.batch, self.task, self.device = batch, task, task.device
         self.bf16 = recipe.train.precision == "bf16"
         self.optimizer = build_optimizer(task, recipe.train)
         with self.autocast():
-            self.pixels = task._views(batch, self.device)
-            decoded, self.patterns = task._decode(batch, self.device)
-        seen = [task.student(planes) for planes in self.pixels]
-        base, composite, crops = seen
-        vectors = torch.cat([base.cls, crops.cls]).unsqueeze(1)  # [3 B, 1, d]
-        whole = torch.cat([composite.cls.unsqueeze(1), composite.patches], dim=1)
-        self.tokens = [leaf(x) for x in (vectors, base.patches, whole)]
-        self.decoded = [Decoded(*(leaf(part) for part in call)) for call in decoded]
+            suit_attention(task.student, self.device)
+            self.planes = self._planes()
+            seen = task.look(batch, FIRST)
+            calls, self.patterns = task._decode(task.decoder[0], seen, BATCH)
+        self.seen = seen._replace(
+            **{k: leaf(v) for k, v in seen._asdict().items() if v is not None}
+        )
+        self.calls = [leaves(call) for call in calls]
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -72,7 +74,7 @@ class Step:
     def backward(self) -> None:
         """Everything but the update."""
         with self.autocast():
-            losses = self.task(self.batch, 0.1)
+            losses = self.task(self.batch, FIRST)
         losses.total.backward()
 
     def update(self) -> None:
@@ -82,25 +84,37 @@ class Step:
     def augment(self) -> None:
         """Colour noise and normalisation of all views."""
         with self.autocast():
-            self.task._views(self.batch, self.device)
+            self._planes()
 
     def student(self) -> None:
         """The student on all views."""
         with self.autocast():
-            seen = [self.task.student(planes) for planes in self.pixels]
+            seen = [self.task.student(planes) for planes in self.planes]
         sum(part.float().sum() for tokens in seen for part in tokens).backward()
 
     def decoder(self) -> None:
         """D-PaDe on all tokens."""
         with self.autocast():
-            decoded = [self.task.decoder(tokens) for tokens in self.tokens]
-        sum(part.float().sum() for call in decoded for part in call).backward()
+            calls, _ = self.task._decode(self.task.decoder[0], self.seen, BATCH)
+        sum(part.float().sum() for call in calls for part in differentiable(call)).backward()
 
     def losses(self) -> None:
         """Dequantised targets, mask and the five terms."""
-        targets = self.task._targets[0](self.batch, self.device)
-        mask = self.task._mask(targets.base.patches)
-        self.task._losses(self.decoded, self.patterns, targets, mask, 0.1).total.backward()
+        source = self.task._sources[0]
+        targets = source(self.batch, self.device)
+        mask = fixed_mask(targets.base.patches, source.header)
+        result = self.task._compare(self.calls, self.patterns, targets, mask, FIRST, None)
+        (result.aligned.mean() + result.steering).backward()
+
+    def _planes(self) -> list[Tensor]:
+        """Input of the student: base views, composites, crops."""
+        batch, noise = self.batch, self.batch.photometric
+        crops = batch.crops.reshape(-1, *batch.crops.shape[2:])
+        return [
+            self.task.pixels(batch.base, noise[:, 0]),
+            self.task.pixels(batch.composite, noise[:, 1]),
+            self.task.pixels(crops, noise[:, 2:].reshape(-1, noise.shape[2])),
+        ]
 
     def flops(self) -> int:
         """Matrix-product FLOPs of forward and backward."""
@@ -111,6 +125,19 @@ class Step:
 
 def leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_()
+
+
+def differentiable(call: Decoded) -> tuple[Tensor, ...]:
+    """What of a decoder call losses are made of."""
+    assert call.routing is not None
+    return call.tokens, call.routing.logits, call.routing.energy
+
+
+def leaves(call: Decoded) -> Decoded:
+    """The same values, as the start of a graph."""
+    assert call.routing is not None
+    tokens, logits, energy = map(leaf, differentiable(call))
+    return Decoded(tokens, call.routing._replace(logits=logits, energy=energy))
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -138,7 +165,7 @@ def measure(
     steps, work = {}, Work()
     batch = made_batch(recipe, header := made_header(recipe, width), load_backgrounds(recipe))
     for precision in precisions:
-        task = DpalTask(recipe, CachedTargets(header)).to(device)
+        task = DpalTask(recipe, (CachedTargets(header),)).to(device)
         train = recipe.train.model_copy(update={"precision": precision})
         step = Step(recipe.model_copy(update={"train": train}), batch, task)
         steps[precision] = step

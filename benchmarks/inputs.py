@@ -3,6 +3,8 @@
 Legend: B samples, N patches, D teacher width.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import BackgroundPool
+from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
 from data_tools.manifest import load_manifest
 from data_tools.storage import open_store
 from data_tools.synthetic import draw_person
 from dpal.base.config import resolve_recipe
 from dpal.base.recipe import Recipe
-from dpal.batch import TrainBatch
+from dpal.batch import Needs, Records, TrainBatch
 from dpal.calibration import fit_header
 from dpal.model.timm_import import timm
 from dpal.record import Kind, spec_numbers
@@ -104,33 +108,39 @@ def made_records(header: TargetHeader, kind: Kind, count: int, plan: ViewPlan) -
 
 
 def made_batch(recipe: Recipe, header: TargetHeader, pool: BackgroundPool) -> TrainBatch:
-    """The first batch of the recipe, with random targets."""
+    """The first batch of the recipe, with random targets of one teacher."""
     plan = ViewPlan(recipe.seed, recipe.views)
     batches = made_loader(recipe, pool).batches(0)
     batch = next(batches)
     batches.close()  # type: ignore[attr-defined]
-    records = {kind: made_records(header, kind, BATCH, plan) for kind in ("view", "composite")}
-    return TrainBatch(
-        *(batch.keys, batch.base, batch.crops, batch.composite, batch.photometric),
-        base_records=records["view"],
-        composite_records=records["composite"],
-    )
+    assert isinstance(batch, TrainBatch)
+    kinds: tuple[Kind, Kind] = ("view", "composite")
+    records = Records(*(made_records(header, kind, BATCH, plan) for kind in kinds))
+    return replace(batch, records=(records,))
 
 
-def made_loader(recipe: Recipe, pool: BackgroundPool, threads: int = 1, **options: Any) -> Loader:
-    """A loader without targets, or with the `cache` among the options."""
-    store = open_store(recipe.data.shards, recipe.storage)
+def made_loader(
+    recipe: Recipe,
+    pool: BackgroundPool,
+    caches: Sequence[TargetCache] = (),
+    *,
+    threads: int = 1,
+    prefetch: int = 1,
+) -> Loader:
+    """All views of the recipe's images, joined with the targets of `caches`."""
+    store, folder = open_store(recipe.data.shards, recipe.storage), recipe.run_dir / "shard-cache"
+    manifest, plan = load_manifest(store), ViewPlan(recipe.seed, recipe.views)
+    needs = Needs(crops=True, composite=True)
     return Loader(
         store,
-        load_manifest(store),
-        ViewPlan(recipe.seed, recipe.views),
-        pool,
-        options.get("cache"),
+        manifest,
+        recipe.seed,
+        AlignedSamples(manifest, plan, pool, needs, caches, folder),
         Slice(BATCH, BATCH, 0, 1),
         max_pixels=recipe.data.max_pixels,
         threads=threads,
-        prefetch=options.get("prefetch", 1),
-        cache_dir=recipe.run_dir / "shard-cache",
+        prefetch=prefetch,
+        cache_dir=folder,
     )
 
 
