@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from dpal.base.recipe import Recipe
-from dpal.base.teachers import TimmTeacher
 from dpal.export import Parity
 from jobs.report_data import Score
+from jobs.words import method_words, teachers_words
 
 _VIT_USE = """\
     from load import load                     # needs timm only
@@ -35,7 +35,8 @@ def model_card(
     num_images: int,
 ) -> str:
     """Markdown with the front matter that model hubs read."""
-    student = recipe.student
+    student, method = recipe.student, method_words(recipe)
+    link = f"\n([{method.title}]({method.paper}))" if method.paper else ""
     use = _VIT_USE if student.family == "vit" else _PYRAMID_USE
     heads = _HEADS if student.family == "vit" and student.heads == "paper" else ""
     return f"""---
@@ -45,13 +46,13 @@ tags: [image-feature-extraction, human-centric]
 # {recipe.name}
 
 A {student.title} backbone for images of persons, {student.height} × {student.width} pixels,
-pretrained without labels by dynamic pattern alignment with a frozen teacher
-([DPAL](https://arxiv.org/abs/2508.07144)).
+pretrained without labels by {method.does}{link}.
 
 {use}{heads}
 | | |
 |---|---|
 | images | {num_images:,}, from {_source(recipe)} |
+| method | {method.title} |
 | teacher | {_teacher(recipe)} |
 | training | {step:,} steps of {recipe.train.global_batch:,} samples |
 | weights | {num_bytes / 1e6:.1f} MB, float32 |
@@ -71,12 +72,7 @@ def _source(recipe: Recipe) -> str:
 
 
 def _teacher(recipe: Recipe) -> str:
-    teacher = recipe.teacher
-    if isinstance(teacher, TimmTeacher):
-        return f"`{teacher.name}`, tap `{teacher.tap}`"
-    if teacher.kind == "taught":
-        return "a small ViT taught on the labels of the synthetic persons"
-    return "an ONNX network"
+    return "; ".join(teachers_words(recipe)) or "none"
 
 
 def _scores(scores: Sequence[Score]) -> str:

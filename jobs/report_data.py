@@ -6,6 +6,7 @@ Whatever is absent is None or empty; whatever is half written (a run that was ki
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,27 +15,27 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.preview_index import Preview, read_previews
 
-LOSS_TERMS = ("identity", "shape", "relation", "router", "expert")
 PATTERNS = ("identity", "shape", "relation")
 ROUTING_ROWS = 10  # logged steps that the router table is the mean of
 
 
 class Step(NamedTuple):
-    """One logged step; a value the trainer did not write is NaN."""
+    """One logged step; a value the trainer did not write is NaN.
+
+    Attributes:
+        terms: every other number that the method logged, by name: loss terms and diagnostics.
+        lists: every list of numbers that it logged, by name.
+    """
 
     step: int
     time: float
     loss: float
-    identity: float
-    shape: float
-    relation: float
-    router: float
-    expert: float
     lr: float
     data_s: float
     step_s: float
     images_per_s: float
-    router_probability: tuple[float, float, float]
+    terms: Mapping[str, float]
+    lists: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -202,13 +203,23 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _step(row: dict[str, Any]) -> Step:
-    def number(name: str) -> float:
-        value = row.get(name)
-        return float(value) if isinstance(value, int | float) else math.nan
+    fixed = Step._fields[1:-2]
+    plain = [float(row[name]) if _is_number(row.get(name)) else math.nan for name in fixed]
+    others = {name: value for name, value in row.items() if name not in ("step", *fixed)}
+    return Step(
+        int(row["step"]),
+        *plain,
+        terms={name: float(value) for name, value in others.items() if _is_number(value)},
+        lists={
+            name: tuple(map(float, value))
+            for name, value in others.items()
+            if isinstance(value, list) and all(map(_is_number, value))
+        },
+    )
 
-    router = [*(row.get("router_probability") or ()), math.nan, math.nan, math.nan][:3]
-    plain = [number(name) for name in Step._fields[1:-1]]
-    return Step(int(row["step"]), *plain, (router[0], router[1], router[2]))
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _read_export(folder: Path) -> Export | None:

@@ -10,6 +10,7 @@ from PIL import Image
 from jobs.report_data import ReportInputs, Score
 from jobs.report_numbers import number_of, tiles
 from jobs.report_training import training_section
+from jobs.words import method_words, teachers_words
 
 SECURITY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -57,18 +58,15 @@ def page(inputs: ReportInputs) -> str:
 
 def _lead(inputs: ReportInputs) -> str:
     recipe, history = inputs.recipe, inputs.history
-    student = {"vit_tiny": "ViT-Ti/16", "vit_small": "ViT-S/16", "vit_base": "ViT-B/16"}
-    teacher = {
-        "taught": "a teacher taught on labelled synthetic persons",
-        "timm": f"the frozen teacher <b>{escape(getattr(recipe.teacher, 'name', ''))}</b>",
-        "onnx": "a frozen ONNX teacher",
-    }[recipe.teacher.kind]
+    method, teachers = method_words(recipe), [escape(words) for words in teachers_words(recipe)]
+    learned = f" from <b>{'</b> and <b>'.join(teachers)}</b>" if teachers else ""
     steps = f"{history.steps[-1].step:,} steps" if history.steps else "no step yet"
     state = "" if history.finished or not history.steps else " The run is not finished."
     return (
-        f"A <b>{student[recipe.student.name]}</b> backbone for images of persons "
-        f"({recipe.student.height} × {recipe.student.width} pixels), pretrained without labels to "
-        f"agree with {teacher}: {steps} of {recipe.train.global_batch:,} samples.{state}"
+        f"A <b>{escape(recipe.student.title)}</b> backbone for images of persons "
+        f"({recipe.student.height} × {recipe.student.width} pixels), pretrained without labels by "
+        f"{method.does}{learned} (<b>{method.title}</b>): {steps} of "
+        f"{recipe.train.global_batch:,} samples.{state}"
     )
 
 
@@ -77,10 +75,14 @@ def _results(inputs: ReportInputs) -> str:
         return _missing("No scores yet: run <code>dpal evaluate</code> on this recipe.")
     details = [score for score in inputs.scores if score.is_detail]
     more = f"<details><summary>Every class</summary>{_table(details)}</details>" if details else ""
+    learned = len(inputs.recipe.aligned_teachers)
+    teacher = "the network it learned from" if learned else "a network for comparison"
+    if learned > 1:
+        teacher = "the best of its teachers in each score"
     return (
         '<p class="intro">The backbones stay frozen; each task reads their features. '
-        "<b>Untrained</b> is the same student with its random start weights, <b>teacher</b> the "
-        "network it learned from. The last column tells how much of the way between these two the "
+        "<b>Untrained</b> is the same student with its random start weights, <b>teacher</b> "
+        f"{teacher}. The last column tells how much of the way between these two the "
         "student has come.</p>"
         f'<div class="box">{_table([s for s in inputs.scores if not s.is_detail])}{more}</div>'
     )
@@ -135,14 +137,18 @@ def _use(inputs: ReportInputs) -> str:
     export = inputs.export
     if export is None:
         return _missing("Nothing exported yet: run <code>dpal export</code> on this recipe.")
+    vit = inputs.recipe.student.family == "vit"
+    last = "tokens = model.forward_features(pixels)   # [1, 1 + N, D]: CLS, then patch tokens"
+    if not vit:
+        last = "vector, tokens = features(model, pixels)   # [1, D], and [1, N, D] at stride 16"
     code = (
         "import sys\n"
         f"sys.path.insert(0, {export.folder!r})\n"
-        "from load import load          # needs timm, nothing of dpal\n"
+        f"from load import {'load' if vit else 'features, load'}   # needs timm, nothing of dpal\n"
         "from PIL import Image\n\n"
         "model, transform = load()\n"
         'pixels = transform(Image.open("person.jpg").convert("RGB"))[None]\n'
-        "tokens = model.forward_features(pixels)   # [1, 1 + N, D]: CLS, then patch tokens"
+        f"{last}"
     )
     onnx = " An ONNX graph lies beside it." if export.onnx else ""
     return (

@@ -3,14 +3,47 @@
 import math
 
 from jobs.report_chart import Series, line_chart, split_bar
-from jobs.report_data import LOSS_TERMS, PATTERNS, History, ReportInputs
+from jobs.report_data import PATTERNS, History, ReportInputs
+from jobs.words import teachers_words
 
 TERM_NOTES = {
-    "identity": "Mean squared error of the decoded CLS tokens to the teacher's.",
-    "shape": "Squared error of the decoded patch tokens, weighted by the shape mask.",
-    "relation": "KL divergence of the composite's token-to-token affinities.",
-    "router": "Cross entropy of the router against the pattern it was called for.",
-    "expert": "Penalty on the size of the generated experts.",
+    "dpal": {
+        "identity": "Mean squared error of the decoded CLS tokens to the teacher's.",
+        "shape": "Squared error of the decoded patch tokens, weighted by the shape mask.",
+        "relation": "KL divergence of the composite's affinities, teacher to student.",
+        "router": "Cross entropy of the router against the pattern it was called for.",
+        "expert": "Penalty on the size of the generated experts.",
+    },
+    "mse": {
+        "identity": "Mean squared error of the projected CLS token to the teacher's.",
+        "shape": "Mean squared error of the projected patch tokens.",
+    },
+    "proteus": {
+        "token": "Mean squared error of the projected CLS token to the teacher's.",
+        "feature": "Mean squared error of all tokens, CLS and patches.",
+        "patch": "Mean squared error of patches that the student did not see.",
+    },
+    "tinymim": {
+        "qk": "KL divergence of the query-key relations, teacher to student.",
+        "vv": "KL divergence of the value-value relations, teacher to student.",
+    },
+    "saip": {
+        "representation": "Cross entropy of prototypes across views and scales.",
+        "attention": "KL divergence of the attention relations to the averaged student's.",
+        "reconstruction": "Squared error of the masked patches' normalised pixels.",
+        "instance": "Cross entropy of finding the whole person in a pasted scene.",
+        "region": "Cross entropy of finding the local crop in a pasted scene.",
+    },
+}
+DIAGNOSTICS = {
+    "router_entropy": (
+        "Router entropy",
+        "In nats; 1.1 is a router of three patterns that cannot tell them apart.",
+    ),
+    "expert_similarity": (
+        "Expert similarity",
+        "Mean cosine between two experts of an image; 1 means that they are the same.",
+    ),
 }
 
 
@@ -19,8 +52,9 @@ def training_section(inputs: ReportInputs) -> str:
     history = inputs.history
     if not history.steps:
         return '<p class="missing">No training step yet: run <code>dpal train</code>.</p>'
-    charts = [_total(history), *_terms(history), _router(history), _rate(history)]
-    charts += [_speed(history), _time_split(history)]
+    kind = inputs.recipe.method.kind
+    charts = [_total(history), *_terms(history, kind), _teachers(inputs), _router(history)]
+    charts += [*_diagnostics(history), _rate(history), _speed(history), _time_split(history)]
     return (
         '<p class="intro">Move the pointer over a chart to read its values. Where many steps were '
         "logged, a line is the mean of neighbouring steps and the band their range.</p>"
@@ -30,6 +64,10 @@ def training_section(inputs: ReportInputs) -> str:
 
 def _column(history: History, name: str) -> list[float]:
     return [float(getattr(step, name)) for step in history.steps]
+
+
+def _logged(history: History, name: str) -> list[float]:
+    return [step.terms.get(name, math.nan) for step in history.steps]
 
 
 def _xs(history: History) -> list[float]:
@@ -42,26 +80,49 @@ def _total(history: History) -> str:
     return line_chart("Loss", note, _xs(history), [line])
 
 
-def _terms(history: History) -> list[str]:
-    xs = _xs(history)
-    return [
-        line_chart(
-            f"{term.capitalize()} term",
-            TERM_NOTES[term],
-            xs,
-            [Series(term, _column(history, term), colour)],
-        )
-        for term, colour in zip(LOSS_TERMS, (2, 3, 4, 5, 6), strict=True)
+def _terms(history: History, kind: str) -> list[str]:
+    """A chart for every term; a term that was 0 throughout had no weight."""
+    charts = []
+    for index, (term, note) in enumerate(TERM_NOTES[kind].items()):
+        values = _logged(history, term)
+        if any(values):
+            title = f"{term.upper() if len(term) == 2 else term.capitalize()} term"
+            charts.append(line_chart(title, note, _xs(history), [Series(term, values, index + 2)]))
+    return charts
+
+
+def _teachers(inputs: ReportInputs) -> str:
+    """The alignment loss of each of several teachers."""
+    rows = [step.lists.get("teacher_loss", ()) for step in inputs.history.steps]
+    count = max(map(len, rows))
+    names = teachers_words(inputs.recipe)
+    if not count or count != len(names):
+        return ""
+    lines = [
+        Series(name, [row[index] if row else math.nan for row in rows], index % 5 + 2)
+        for index, name in enumerate(names)
     ]
+    note = "Alignment loss of every teacher, before any is dropped."
+    return line_chart("Teachers", note, _xs(inputs.history), lines)
 
 
 def _router(history: History) -> str:
+    rows = [step.lists.get("router_probability", ()) for step in history.steps]
+    count = max(map(len, rows))
     lines = [
-        Series(pattern, [step.router_probability[index] for step in history.steps], index + 2)
-        for index, pattern in enumerate(PATTERNS)
+        Series(pattern, [row[index] if row else math.nan for row in rows], index + 2)
+        for index, pattern in enumerate(PATTERNS[:count])
     ]
-    note = "Mean probability given to the right pattern; one third is a guess."
+    guess = {2: "one half", 3: "one third"}.get(count, "")
+    note = f"Mean probability given to the right pattern; {guess} is a guess."
     return line_chart("Router", note, _xs(history), lines, top=1.0)
+
+
+def _diagnostics(history: History) -> list[str]:
+    return [
+        line_chart(title, note, _xs(history), [Series(title.lower(), _logged(history, name), 1)])
+        for name, (title, note) in DIAGNOSTICS.items()
+    ]
 
 
 def _rate(history: History) -> str:
@@ -96,14 +157,15 @@ def _time_split(history: History) -> str:
 def _router_table(routing: tuple[tuple[float, ...], ...]) -> str:
     if not routing:
         return ""
-    head = "".join(f"<th>{pattern}</th>" for pattern in PATTERNS)
+    patterns = PATTERNS[: len(routing)]
+    head = "".join(f"<th>{pattern}</th>" for pattern in patterns)
     rows = "".join(
         f"<tr><th>{called}</th>"
         + "".join(
             f'<td class="heat" style="--share:{60 * value:.0f}%">{value:.2f}</td>' for value in row
         )
         + "</tr>"
-        for called, row in zip(PATTERNS, routing, strict=True)
+        for called, row in zip(patterns, routing, strict=True)
     )
     return (
         "<h3>Which pattern the router believes it decodes</h3>"
