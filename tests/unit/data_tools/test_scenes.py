@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.audit import audit_shards
 from data_tools.backgrounds import load_backgrounds
 from data_tools.composites import Composer
 from data_tools.manifest import load_manifest
@@ -81,6 +82,7 @@ def test_boxes_of_a_csv_are_cut_at_the_image_and_follow_it_into_the_shard(tmp_pa
         "c.jpg": [],
     }
     assert build_shards.run(recipe).skipped
+    assert audit_shards(open_store(recipe.data.shards, recipe.storage)) == []
 
 
 def coco(**changes: Any) -> str:
