@@ -141,7 +141,10 @@ def _parameters(student: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     named = list(student.named_parameters())
     names = [name.split(".") for name, _ in named]
     shared = 0
-    while all(len(n) > shared + 1 and n[shared] == names[0][shared] for n in names):
+    while all(
+        len(n) > shared + 1 and n[shared] == names[0][shared] and not n[shared + 1].isdigit()
+        for n in names
+    ):
         shared += 1
     return ((".".join(n[shared:]), p) for n, (_, p) in zip(names, named, strict=True))
 

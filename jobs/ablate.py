@@ -110,12 +110,20 @@ class Crew:
         words: overrides of the command line.
         secrets: variables that a worker needs to reach storage.
         stop: raised when this process is asked to stop; the workers are told.
+        program: what a worker runs.
     """
 
+    PROGRAM = (sys.executable, "-m", "jobs.grid_worker")
+
     def __init__(
-        self, grid: str, words: Sequence[str], secrets: dict[str, str], stop: StopSignal
+        self,
+        grid: str,
+        words: Sequence[str],
+        secrets: dict[str, str],
+        stop: StopSignal,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
-        self._arguments, self._stop = (grid, *words), stop
+        self._arguments, self._stop, self._program = (grid, *words), stop, program
         self._env = {**os.environ, **secrets, "OMP_NUM_THREADS": "1"}
 
     def run(self, pieces: Sequence[Work], num_workers: int, what: str, total: int) -> list[Failure]:
@@ -144,12 +152,14 @@ class Crew:
                     if code != EXIT_DONE:
                         failures.append(Failure(work, code))
                     progress.advance(int(code == EXIT_DONE), _note(work, code))
-                progress.advance(0, "  ".join(last_line(w.log) for w in running.values()))
+                progress.advance(
+                    0, "  ".join(filter(None, (last_line(w.log) for w in running.values())))
+                )
                 time.sleep(POLL_SECONDS)
         return failures
 
     def _start(self, work: Work) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-m", "jobs.grid_worker", *work.words, *self._arguments]
+        argv = [*self._program, *work.words, *self._arguments]
         log: IO[bytes]
         with work.log.open("ab") as log:
             # A session of its own: Ctrl-C reaches it once, from here. If this process is killed

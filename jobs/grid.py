@@ -7,6 +7,7 @@ share the shards and caches of the grid's own folder:
     <output>/<grid>-<arm>-s<seed>/  an ordinary run folder for each run
 """
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def load_plan(path: str | Path, words: tuple[str, ...] = ()) -> Plan:
         else:
             common.append(word)
     grid = _read(path, own)
-    base = path.parent / grid.base
+    base = Path(os.path.normpath(path.parent / grid.base))
     if grid.output:
         common.append(f"output={grid.output}")
     shared, runs = [], []
@@ -188,12 +189,10 @@ def _seeds(grid: Grid) -> range:
 def _run(
     grid: Grid, arm: Arm, seed: int, base: Path, words: tuple[str, ...], together: Recipe
 ) -> GridRun:
-    own = (
-        f"name={grid.name}-{arm.name}-s{seed}",
-        f"train.seed={seed}",
-        f"data.shards={together.data.shards}",
-        f"cache.url={together.cache.url}",
-    )
+    own = [f"name={grid.name}-{arm.name}-s{seed}", f"train.seed={seed}"]
+    for key, value in (("data.shards", together.data.shards), ("cache.url", together.cache.url)):
+        if not any(word.startswith(f"{key}=") for word in words):
+            own.append(f"{key}={value}")
     command = shlex.join(("dpal", "train", str(base), *words, *own))
     return GridRun(arm, seed, load_recipe(base, (*words, *own)), command)
 

@@ -55,7 +55,7 @@ def prepare(plan: Plan) -> None:
         if any(teacher.kind == "taught" for teacher in recipe.teachers):
             print("── teach", flush=True)
             print(teach.run(recipe).detail, flush=True)
-        if recipe.train.targets == "cached":
+        if recipe.train.targets == "cached" and recipe.aligned_teachers:
             print("── cache", flush=True)
             print(cache_features.run(recipe).detail, flush=True)
     print("── teachers", flush=True)
