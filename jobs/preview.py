@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
+from data_tools.composites import Composer
 from data_tools.decode import decode_rgb
 from data_tools.feature_cache import open_cache
 from data_tools.manifest import Manifest, ShardRef, load_manifest
@@ -16,7 +17,10 @@ from data_tools.storage import ObjectStore, open_store
 from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
+from dpal.base.saip import Saip
 from dpal.model.student import FrozenStudent
+from dpal.model.tokens import Tokens
+from dpal.saip.views import SaipPlan
 from dpal.targets import TargetHeader
 from dpal.views import ViewPlan
 from jobs.backbones import last_checkpoint, student_of
@@ -33,15 +37,16 @@ from jobs.preview_pictures import (
     make_sample,
     tokens_of,
 )
+from jobs.preview_saip import draw_saip
 from jobs.publish import new_folder
 from jobs.stage import StageResult
 
-VERSION = 1  # raise it whenever the same inputs would give other pictures
+VERSION = 2  # raise it whenever the same inputs would give other pictures
 NUM_IMAGES = 8
 
 
 def run(recipe: Recipe) -> StageResult:
-    """Draw what can be drawn: views always, masks with a teacher, features with a checkpoint too.
+    """Draw what the method has: views, masks with a teacher, features with a checkpoint too.
 
     Of several teachers the first is drawn.
 
@@ -59,7 +64,11 @@ def run(recipe: Recipe) -> StageResult:
         return StageResult("preview", True, f"{len(present.previews)} pictures in {folder}")
     keys, images = sample_images(recipe, store, manifest.shards[0], NUM_IMAGES)
     plan = ViewPlan(recipe.seed, recipe.views)
-    drawn = _draw(recipe, make_sample(plan, keys, images, list(pool.images)), header)
+    composer = Composer(plan, pool) if _has_composites(recipe) else None
+    drawn = _draw(recipe, make_sample(plan, keys, images, composer), header)
+    if isinstance(recipe.method, Saip):
+        own = SaipPlan(recipe.seed + recipe.train.seed, recipe.views, recipe.method.local_crops)
+        drawn.insert(0, draw_saip(own, keys, images, pool.images))
     with new_folder(folder) as aside:
         for one in drawn:
             Image.fromarray(one.picture).save(aside / f"{one.kind}.png")
@@ -72,23 +81,32 @@ def run(recipe: Recipe) -> StageResult:
 
 
 def _draw(recipe: Recipe, sample: Sample, header: TargetHeader | None) -> list[Drawn]:
-    drawn = [draw_views(sample), draw_composites(sample)]
+    """Only what the method makes use of; without a teacher, only what it sees."""
+    composites, method = _has_composites(recipe), recipe.method.kind
+    drawn = [] if method == "saip" else [draw_views(sample)]
+    if composites:
+        drawn.append(draw_composites(sample))
     if not _has_teacher(recipe):
         return drawn
     teacher = teacher_of(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
-    single, pair = tokens_of(teacher, sample.bases), tokens_of(teacher, sample.composites)
-    own_single = own_pair = None
-    checkpoint = last_checkpoint(recipe)
+    checkpoint, student = last_checkpoint(recipe), None
     if checkpoint is not None:
         student = FrozenStudent(student_of(recipe.student, checkpoint), recipe.views.height)
-        own_single = tokens_of(student, sample.bases)
-        own_pair = tokens_of(student, sample.composites)
-    return [
-        *drawn,
-        draw_masks(sample, single, header, recipe.loss.shape_mask),
-        draw_features(sample, single, own_single),
-        draw_similarity(sample, pair, own_pair),
-    ]
+
+    def tokens(views: np.ndarray) -> tuple[Tokens, Tokens | None]:
+        return tokens_of(teacher, views), student and tokens_of(student, views)
+
+    single, own = tokens(sample.bases)
+    if method == "dpal" and recipe.loss.shape:
+        drawn.append(draw_masks(sample, single, header, recipe.loss.shape_mask))
+    drawn.append(draw_features(sample, single, own))
+    if composites:
+        drawn.append(draw_similarity(sample, *tokens(sample.composites)))
+    return drawn
+
+
+def _has_composites(recipe: Recipe) -> bool:
+    return recipe.method.kind == "dpal" and recipe.loss.relation > 0
 
 
 def sample_images(

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_tools.aligned_samples import BLUR_PROBABILITY
+from data_tools.composites import Composer, Neighbours
 from dpal.augment import add_noise
 from dpal.calibration import fit_header
 from dpal.model.tokens import FrozenBackbone, Tokens
+from dpal.record import Spec
 from dpal.shape_mask import mask_of
 from dpal.targets import TargetDefinition, TargetHeader
-from dpal.views import CompositeSpec, ViewPlan, render, render_composite
+from dpal.views import BLUR_PROBABILITY, CompositeSpec, ViewPlan, render
 from dpal.visualize import (
     PLATE,
     Picture,
@@ -48,8 +49,8 @@ class Sample:
         keys: sample keys.
         images: decoded images, each uint8 [H_i, W_i, 3].
         bases: base view 0, uint8 [n, H, W, 3].
-        composites: composite 0, uint8 [n, S, S, 3].
-        pairs: how each composite was put together.
+        composites: composite 0, uint8 [n, S, S, 3]; n = 0 for a run without composites.
+        specs: how each composite was put together.
     """
 
     plan: ViewPlan
@@ -57,22 +58,30 @@ class Sample:
     images: tuple[Picture, ...]
     bases: np.ndarray
     composites: np.ndarray
-    pairs: tuple[CompositeSpec, ...]
+    specs: tuple[Spec, ...]
 
 
 def make_sample(
-    plan: ViewPlan, keys: tuple[str, ...], images: tuple[Picture, ...], backgrounds: list[Picture]
+    plan: ViewPlan,
+    keys: tuple[str, ...],
+    images: tuple[Picture, ...],
+    composer: Composer | None,
 ) -> Sample:
-    """Render the first base view and the first composite of every image."""
-    sizes = [background.shape[:2] for background in backgrounds]
-    bases, composites, pairs = [], [], []
-    for key, image in zip(keys, images, strict=True):
-        source = image.shape[:2]
-        bases.append(render(image, plan.base(key, 0, source), plan.size))
-        spec = plan.composite(key, 0, source, sizes)
-        composites.append(render_composite(image, backgrounds[spec.background], spec, plan))
-        pairs.append(spec)
-    return Sample(plan, keys, images, np.stack(bases), np.stack(composites), tuple(pairs))
+    """Render the first base view and the first composite of every image.
+
+    Args:
+        composer: None leaves composites out. Where they are of two images, these few are the
+            shard that partners come from.
+    """
+    bases, drawn = [], []
+    for row, (key, image) in enumerate(zip(keys, images, strict=True)):
+        bases.append(render(image, plan.base(key, 0, image.shape[:2]), plan.size))
+        if composer is not None:
+            near = Neighbours(row, len(keys), lambda other: (keys[other], images[other]))
+            drawn.append(composer.draw(key, 0, image, near))
+    composites = np.stack([one.pixels for one in drawn]) if drawn else np.empty((0, 0, 0, 3), "u1")
+    specs = tuple(one.spec for one in drawn)
+    return Sample(plan, keys, images, np.stack(bases), composites, specs)
 
 
 def draw_views(sample: Sample) -> Drawn:
@@ -85,37 +94,48 @@ def draw_views(sample: Sample) -> Drawn:
         last = plan.base(key, plan.views.count - 1, source)
         pinned.append(render(image, last, plan.size))
         cuts = [render(image, cut, plan.crop_size) for cut in plan.crops(key, 0, 0, source)[:2]]
-        crops.append(_centred(np.concatenate(cuts), plan.size))
+        crops.append(centred(np.concatenate(cuts), plan.size))
     rows, labels = [sources, list(sample.bases)], ["source", "base view 1"]
     if plan.views.count > 1:
         rows.append(pinned)
         labels.append(f"base view {plan.views.count}")
     rows.append(crops)
     labels.append("local crops")
-    if plan.views.photometric == "free":
+    if plan.views.photometric != "off":
         rows.append(list(_noisy(sample)))
         labels.append("with noise")
+    noise = {
+        "free": ", and colour noise that the teacher does not see.",
+        "pinned": ". Teacher and student see the same colour noise.",
+        "off": ".",
+    }[plan.views.photometric]
     return Drawn(
         "views",
         "Views of single persons",
         f"Each column is one image. Of single persons the teacher sees only {plan.views.count} "
         f"pinned base views ({height} × {plan.size[1]} pixels, every second one mirrored). The "
         f"student also gets fresh local crops ({plan.crop_size[0]} × {plan.crop_size[1]}), which "
-        "must predict the whole view's global feature, and colour noise that the teacher does not "
-        "see.",
+        f"must predict the whole view's global feature{noise}",
         mosaic(rows, row_labels=labels),
     )
 
 
 def draw_composites(sample: Sample) -> Drawn:
-    """Composites of two persons."""
+    """Composites of two persons, or of real scenes."""
     chosen = list(sample.composites)
     middle = (len(chosen) + 1) // 2
+    kind = sample.plan.views.composite
+    made = {
+        "same": "A local crop and the base view of one image, blended side by side (70 % person) "
+        "over a background.",
+        "two": "A local crop of one image and the base view of another, blended side by side "
+        "(70 % person) over a background.",
+        "scenes": "Crops of real images of several persons.",
+    }[kind]
     return Drawn(
         "composites",
-        "Composites of two persons",
-        "A local crop and the base view of one image, blended side by side (70 % person) over a "
-        "background. From these the student learns how the teacher relates the parts of a scene "
+        "Scenes of several persons" if kind == "scenes" else "Composites of two persons",
+        f"{made} From these the student learns how the teacher relates the parts of a scene "
         "with several persons.",
         mosaic([row for row in (chosen[:middle], chosen[middle:]) if row]),
     )
@@ -226,8 +246,11 @@ def _grid(views: np.ndarray, tokens: Tokens) -> tuple[int, int]:
 
 
 def _query(sample: Sample, index: int, grid: tuple[int, int]) -> int:
-    """Patch on the chest of the second person, who is shown whole."""
-    top, left = sample.pairs[index].corners[1]
+    """Patch on the chest of the second person, who is shown whole; of a scene, the middle one."""
+    spec = sample.specs[index]
+    if not isinstance(spec, CompositeSpec):
+        return grid[0] // 2 * grid[1] + grid[1] // 2
+    top, left = spec.corners[1]
     height, width = sample.plan.crop_size
     stride = sample.composites.shape[1] // grid[0]
     row, column = int(top + 0.35 * height) // stride, (left + width // 2) // stride
@@ -236,7 +259,10 @@ def _query(sample: Sample, index: int, grid: tuple[int, int]) -> int:
 
 def _noisy(sample: Sample) -> np.ndarray:
     plan = sample.plan
-    noise = [plan.photometric(key, 0, 0, BLUR_PROBABILITY["base"]) for key in sample.keys]
+    if plan.views.photometric == "pinned":
+        noise = [plan.pinned_photometric(key, "base", 0) for key in sample.keys]
+    else:
+        noise = [plan.photometric(key, 0, 0, BLUR_PROBABILITY["base"]) for key in sample.keys]
     planes = torch.from_numpy(sample.bases).permute(0, 3, 1, 2).float() / 255
     mixed = add_noise(planes, torch.tensor(noise, dtype=torch.float32)).clamp(0, 1)
     return (mixed * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -247,10 +273,11 @@ def _fit(image: Picture, size: tuple[int, int]) -> Picture:
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     small = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return _centred(np.asarray(small), size)
+    return centred(np.asarray(small), size)
 
 
-def _centred(picture: Picture, size: tuple[int, int]) -> Picture:
+def centred(picture: Picture, size: tuple[int, int]) -> Picture:
+    """A picture in the middle of a plate-coloured frame of `size`."""
     frame = np.empty((*size, 3), np.uint8)
     frame[:] = PLATE
     top, left = ((a - b) // 2 for a, b in zip(size, picture.shape[:2], strict=True))

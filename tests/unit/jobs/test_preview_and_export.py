@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +10,17 @@ import torch
 from PIL import Image
 
 from dpal import checkpoint
+from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.engine import EngineState
 from dpal.model.decoder import DynamicPatternDecoder
 from dpal.model.student import build_student
-from jobs import export, preview
+from jobs import build_shards, export, preview
 from jobs.preview_index import read_previews
 
-from tiny import fill_cache, tiny_recipe
+from tiny import fill_cache, tiny_recipe, tiny_values
 
 
 def _commit(recipe: Recipe, step: int) -> None:
@@ -62,6 +64,32 @@ def test_pictures_follow_what_the_run_has(recipe: Recipe):
     assert preview.run(recipe).skipped
     (RunLayout(recipe.run_dir).previews / "views.png").unlink()
     assert not preview.run(recipe).skipped
+
+
+@pytest.mark.parametrize(
+    ("sections", "kinds"),
+    [
+        ({"loss": {"relation": 0}}, {"views", "masks", "features"}),
+        ({"loss": {"shape": 0}}, {"views", "composites", "features", "similarity"}),
+        ({"method": "mse", "views": {"composites": 0}}, {"views", "features"}),
+        ({"method": {"kind": "saip", "local_crops": 3}, "teacher": None}, {"views"}),
+        ({"views": {"composite": "two", "photometric": "pinned"}}, None),
+    ],
+)
+def test_a_method_shows_what_it_makes_use_of(
+    tmp_path: Path, sections: dict[str, Any], kinds: set[str] | None
+):
+    values = tiny_values(tmp_path)
+    sections = {**sections, "views": {**values["views"], **sections.get("views", {})}}
+    recipe = resolve_recipe({**values, **sections})
+    build_shards.run(recipe)
+    preview.run(recipe)
+    shown = _kinds(recipe)
+    if kinds is not None:
+        assert set(shown) == kinds
+    else:
+        assert "base view of another" in shown["composites"]
+        assert "same colour noise" in shown["views"]
 
 
 def test_export_follows_the_last_checkpoint(recipe: Recipe):
