@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from data_tools.storage import ObjectStore
+from data_tools.storage import ObjectStore, open_store
 from dpal.base.errors import DataError
+from dpal.base.recipe import Recipe
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -100,6 +101,18 @@ def load_manifest(store: ObjectStore) -> Manifest:
     except UnicodeDecodeError:
         raise DataError(f"manifest {source!r} is damaged; build the shards again") from None
     return Manifest.from_json(text, source)
+
+
+def manifest_of(recipe: Recipe) -> Manifest:
+    """What a recipe learns from: its shards, or the first `data.max_shards` of them.
+
+    Raises:
+        DataError: when the manifest is absent or damaged.
+    """
+    manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
+    if not recipe.data.max_shards:
+        return manifest
+    return Manifest(manifest.shards[: recipe.data.max_shards], manifest.rejected)
 
 
 def _shard(row: dict[str, Any]) -> ShardRef:

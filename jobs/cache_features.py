@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache, finished_shards, open_cache_store
-from data_tools.manifest import Manifest, ShardRef, load_manifest
-from data_tools.storage import open_store
+from data_tools.manifest import Manifest, ShardRef, manifest_of
 from dpal.base.progress import Progress
 from dpal.base.recipe import Recipe
 from dpal.base.telemetry import (
@@ -39,7 +38,7 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
     telemetry = telemetry or open_telemetry(
         recipe.cache.metrics_port, recipe.name, "cache.metrics_port"
     )
-    manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
+    manifest = manifest_of(recipe)
     pool = load_backgrounds(recipe)
     plans = [_Plan.of(one, manifest, pool) for one in single_teacher_recipes(recipe)]
     shards, done = len(manifest.shards), sum(plan.num_done for plan in plans)

@@ -24,7 +24,7 @@ from data_tools.feature_cache import (
     open_cache_store,
     series_of,
 )
-from data_tools.manifest import ShardRef, load_manifest
+from data_tools.manifest import ShardRef, manifest_of
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
@@ -73,7 +73,7 @@ class ShardWorker:
         self.recipe, self.threads, self.device = recipe, threads, device
         self.plan = ViewPlan(recipe.seed, recipe.views)
         self.store = open_store(recipe.data.shards, recipe.storage)
-        self.manifest = load_manifest(self.store)
+        self.manifest = manifest_of(recipe)
         self.pool = load_backgrounds(recipe)
         self.composer = Composer(self.plan, self.pool)
         self.definition = definition_of(recipe, self.manifest, self.pool)

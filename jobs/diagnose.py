@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.backgrounds import load_backgrounds
-from data_tools.manifest import load_manifest
-from data_tools.storage import open_store
+from data_tools.manifest import manifest_of
 from dpal import checkpoint
 from dpal.base.config import load_recipe
 from dpal.base.errors import DataError
@@ -43,7 +42,7 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
     if before is not None and {key: before.get(key) for key in origin} == origin:
         return before
     recipe = load_recipe(layout.recipe)
-    manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
+    manifest = manifest_of(recipe)
     pool = load_backgrounds(recipe)
     sources, caches = target_sources(recipe, manifest, pool)
     task = build_task(recipe, sources, layout.teacher)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.manifest import load_manifest
+from data_tools.manifest import manifest_of
 from data_tools.storage import open_store
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
@@ -89,7 +89,7 @@ def _export_onnx(recipe: Recipe, student: Student, step: int, digest: str) -> Pa
 def _views(recipe: Recipe) -> np.ndarray:
     """Real views of the run at the student's input size, uint8 [B, H, W, 3]."""
     store = open_store(recipe.data.shards, recipe.storage)
-    keys, images = sample_images(recipe, store, load_manifest(store).shards[0], NUM_VIEWS)
+    keys, images = sample_images(recipe, store, manifest_of(recipe).shards[0], NUM_VIEWS)
     plan = ViewPlan(recipe.seed, recipe.views)
     size = (recipe.student.height, recipe.student.width)
     pairs = zip(keys, images, strict=True)
@@ -99,7 +99,7 @@ def _views(recipe: Recipe) -> np.ndarray:
 
 
 def _num_images(recipe: Recipe) -> int:
-    return load_manifest(open_store(recipe.data.shards, recipe.storage)).num_samples
+    return manifest_of(recipe).num_samples
 
 
 def _digest(recipe: Recipe, weights: str) -> str:

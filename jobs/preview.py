@@ -11,7 +11,7 @@ from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.composites import Composer
 from data_tools.decode import decode_rgb
 from data_tools.feature_cache import open_cache
-from data_tools.manifest import Manifest, ShardRef, load_manifest
+from data_tools.manifest import Manifest, ShardRef, manifest_of
 from data_tools.shard import read_shard
 from data_tools.storage import ObjectStore, open_store
 from dpal.base.errors import DataError
@@ -55,7 +55,7 @@ def run(recipe: Recipe) -> StageResult:
     """
     folder = RunLayout(recipe.run_dir).previews
     store = open_store(recipe.data.shards, recipe.storage)
-    manifest = load_manifest(store)
+    manifest = manifest_of(recipe)
     pool = load_backgrounds(recipe)
     header = _header(recipe, manifest, pool)
     digest = _digest(recipe, manifest, header)

@@ -15,7 +15,7 @@ from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, SampleRenderer, Slice
-from data_tools.manifest import Manifest, load_manifest
+from data_tools.manifest import Manifest, manifest_of
 from data_tools.saip_samples import SaipSamples
 from data_tools.storage import open_store
 from dpal import checkpoint
@@ -47,7 +47,7 @@ def run(recipe: Recipe) -> StageResult:
         ConfigError, DataError, StorageError: what a user can mend.
     """
     layout = RunLayout(recipe.run_dir)
-    manifest = load_manifest(open_store(recipe.data.shards, recipe.storage))
+    manifest = manifest_of(recipe)
     total = Schedule.of(recipe, manifest.num_samples).total
     restored = checkpoint.latest(layout.checkpoints)
     if restored is not None:

@@ -64,6 +64,9 @@ class Data(Section):
     )
     shards: str = Field("{run}/shards", description="folder or URL the shards are written to")
     samples_per_shard: int = Field(512, ge=1, description="images in one shard")
+    max_shards: int = Field(
+        0, ge=0, description="learn from the first so many shards alone, for trials; 0: from all"
+    )
     min_side: int = Field(32, ge=1, description="smaller images are rejected, in pixels")
     max_pixels: int = Field(64_000_000, ge=1, description="larger images are rejected undecoded")
     max_reject_fraction: float = Field(
