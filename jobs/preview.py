@@ -68,7 +68,7 @@ def run(recipe: Recipe) -> StageResult:
     drawn = _draw(recipe, make_sample(plan, keys, images, composer), header)
     if isinstance(recipe.method, Saip):
         own = SaipPlan(recipe.seed + recipe.train.seed, recipe.views, recipe.method.local_crops)
-        drawn.insert(0, draw_saip(own, keys, images, pool.images))
+        drawn = [*draw_saip(own, keys, images, pool.images), *drawn]
     with new_folder(folder) as aside:
         for one in drawn:
             Image.fromarray(one.picture).save(aside / f"{one.kind}.png")

@@ -49,7 +49,7 @@ def _draw_pictures(recipe: Recipe) -> str:
 def _version() -> str:
     """Digest of the code and style that make the page, so that a new version draws it anew."""
     here = Path(__file__).parent
-    sources = sorted([*here.glob("report*.py"), *here.glob("page/*")])
+    sources = sorted([*here.glob("report*.py"), here / "words.py", *here.glob("page/*")])
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 

@@ -72,7 +72,7 @@ def test_pictures_follow_what_the_run_has(recipe: Recipe):
         ({"loss": {"relation": 0}}, {"views", "masks", "features"}),
         ({"loss": {"shape": 0}}, {"views", "composites", "features", "similarity"}),
         ({"method": "mse", "views": {"composites": 0}}, {"views", "features"}),
-        ({"method": {"kind": "saip", "local_crops": 3}, "teacher": None}, {"views"}),
+        ({"method": {"kind": "saip", "local_crops": 3}, "teacher": None}, {"views", "composites"}),
         ({"views": {"composite": "two", "photometric": "pinned"}}, None),
     ],
 )
