@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from dpal.base.config import load_recipe, parse_yaml
 from dpal.base.errors import ConfigError
-from dpal.base.recipe import Recipe, Views
+from dpal.base.inputs import Views
+from dpal.base.recipe import Recipe
 from dpal.base.section import Paths, Section
 from dpal.base.teachers import Teacher
 

@@ -9,7 +9,7 @@ from made_task import made_batch, made_recipe, moment, task_of
 from torch import nn
 
 from dpal.base.errors import ConfigError
-from dpal.base.recipe import Loss
+from dpal.base.losses import Loss
 from dpal.diagnose import LEVELS, WHOLE, block_of, gradient_cosines
 from dpal.task import Losses, Task
 
