@@ -24,7 +24,8 @@ from data_tools.shard import map_file
 from data_tools.storage import LocalStore, ObjectStore, open_store
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
-from dpal.base.recipe import Recipe, Views
+from dpal.base.inputs import Views
+from dpal.base.recipe import Recipe
 from dpal.base.telemetry import Telemetry
 from dpal.record import Kind, RecordLayout
 from dpal.targets import TargetDefinition, TargetHeader

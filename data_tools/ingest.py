@@ -16,8 +16,8 @@ from typing import Literal, NamedTuple
 from data_tools.decode import decode_rgb, read_header, sniff
 from data_tools.storage import Listed, LocalStore, ObjectStore, SourceStore, open_store
 from dpal.base.errors import DataError
+from dpal.base.inputs import Data, Storage
 from dpal.base.progress import Progress
-from dpal.base.recipe import Data, Storage
 
 POLICY_VERSION = 1  # raise it whenever the same file would be judged otherwise
 SCAN_FOLDER = "scan"

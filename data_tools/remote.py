@@ -11,7 +11,7 @@ import fsspec
 from data_tools.failures import code_of, is_conflict, judge_failure, scrub, tell
 from data_tools.storage import Buffer, Listed, check_name, require_length
 from dpal.base.errors import ConfigError, DataError, DpalError, StorageError
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, Telemetry
 
 Result = TypeVar("Result")

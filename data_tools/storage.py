@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 from dpal.base.errors import ConfigError, DataError, StorageError
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 from dpal.base.telemetry import Telemetry
 
 Buffer = bytes | mmap.mmap

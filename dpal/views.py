@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.chance import generator
 
 PLAN_VERSION = 1  # raise it whenever the same numbers would give other pixels

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dpal.base.config import explain, load_recipe, parse_yaml, validate
 from dpal.base.errors import EXIT_BUG, EXIT_DONE, ConfigError, DpalError, StorageError
-from dpal.base.recipe import Recipe, Storage
+from dpal.base.inputs import Storage
+from dpal.base.recipe import Recipe
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -59,7 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _shard(arguments: argparse.Namespace) -> int:
-    from dpal.base.recipe import Data
+    from dpal.base.inputs import Data
     from jobs.build_shards import build_shards
 
     values = {"images": arguments.source, "shards": arguments.dest, **_options(arguments.set)}

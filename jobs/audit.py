@@ -8,7 +8,7 @@ from data_tools.manifest import MANIFEST
 from data_tools.storage import ObjectStore, open_store
 from data_tools.target_audit import audit_targets
 from dpal.base.errors import EXIT_DONE, DataError
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 
 Auditor = Callable[[ObjectStore], list[Finding]]
 

@@ -21,8 +21,9 @@ from data_tools.shard_writer import (
 from data_tools.storage import open_store
 from data_tools.synthetic import write_dataset
 from dpal.base.errors import ConfigError, DataError
+from dpal.base.inputs import Data, Storage
 from dpal.base.layout import RunLayout
-from dpal.base.recipe import Data, Recipe, Storage
+from dpal.base.recipe import Recipe
 from jobs.stage import StageResult
 
 SYNTHETIC = ("synthetic",)

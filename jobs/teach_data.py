@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_tools.synthetic import ATTRIBUTES
 from dpal.base.errors import DataError
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.model.taught import LABEL_STRIDE, Labels
 from dpal.views import ViewPlan, ViewSpec, render
 

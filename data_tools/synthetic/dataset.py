@@ -30,8 +30,8 @@ from data_tools.synthetic.camera import NUM_CAMERAS
 from data_tools.synthetic.canvas import PARTS
 from data_tools.synthetic.scene import Person, draw_background, draw_person
 from dpal.base.errors import StorageError
+from dpal.base.inputs import Synthetic
 from dpal.base.progress import Progress
-from dpal.base.recipe import Synthetic
 
 JPEG_QUALITY = 90
 NUM_BACKGROUNDS = 96

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpal.base.errors import ConfigError
+from dpal.base.inputs import Data
 from dpal.base.methods import Method
-from dpal.base.recipe import Cache, Data, Recipe
+from dpal.base.recipe import Cache, Recipe
 from dpal.base.teachers import Teacher
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dpal import objective
-from dpal.base.recipe import Loss, Recipe
+from dpal.base.losses import Loss
+from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
 from dpal.model.attention import suit_attention
 from dpal.model.decoder import Decoded, Pattern

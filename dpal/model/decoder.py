@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dpal.base.recipe import Decoder as DecoderSpec
+from dpal.base.losses import Decoder as DecoderSpec
 from dpal.model.attention import attend
 from dpal.model.mixing import MixingNorm
 

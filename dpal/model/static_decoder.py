@@ -11,7 +11,7 @@ Legend: B images, N tokens, d student width, D teacher width, K patterns.
 
 from torch import Tensor, nn
 
-from dpal.base.recipe import Decoder as DecoderSpec
+from dpal.base.losses import Decoder as DecoderSpec
 from dpal.model.decoder import (
     Attention,
     Decoded,

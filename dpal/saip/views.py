@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.base.students import PATCH
 from dpal.chance import generator
 from dpal.views import (

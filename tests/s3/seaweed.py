@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 
 KEY, SECRET, BUCKET = "test-access-key", "test-secret-value", "persons"
 

@@ -12,7 +12,7 @@ from data_tools.manifest import load_manifest
 from data_tools.shard import read_shard
 from data_tools.storage import open_store
 from dpal.base.errors import DataError, StorageError
-from dpal.base.recipe import Data, Storage
+from dpal.base.inputs import Data, Storage
 from jobs.build_shards import build_shards
 
 from seaweed import S3Server

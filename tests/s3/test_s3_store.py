@@ -11,7 +11,7 @@ import pytest
 
 from data_tools.storage import open_store
 from dpal.base.errors import DataError, StorageError
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, MemoryTelemetry
 
 from seaweed import KEY, SECRET, S3Server, kill_s3, start_s3

@@ -20,7 +20,7 @@ from data_tools.storage import LocalStore
 from data_tools.target_tar import TargetShard, TargetTarBuilder
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.calibration import fit_header
 from dpal.record import spec_numbers
 from dpal.targets import TargetDefinition, TargetHeader, encode_batch

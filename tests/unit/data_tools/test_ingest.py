@@ -20,7 +20,7 @@ from data_tools.manifest import Manifest, load_manifest
 from data_tools.shard import read_shard
 from data_tools.storage import LocalStore
 from dpal.base.errors import ConfigError, DataError, StorageError
-from dpal.base.recipe import Data, Storage
+from dpal.base.inputs import Data, Storage
 from jobs.build_shards import build_shards
 
 POLICY = Data(images=("unused",), samples_per_shard=8)

@@ -15,7 +15,8 @@ from data_tools.shard import read_shard
 from data_tools.storage import LocalStore, ObjectStore, open_store
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
-from dpal.base.recipe import Recipe, Storage
+from dpal.base.inputs import Storage
+from dpal.base.recipe import Recipe
 from jobs.audit import run_audit
 from jobs.build_shards import build_shards, run
 

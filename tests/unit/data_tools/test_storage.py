@@ -13,7 +13,7 @@ from data_tools.failures import scrub
 from data_tools.remote import RemoteStore
 from data_tools.storage import LocalStore, ObjectStore, open_store
 from dpal.base.errors import ConfigError, DataError, StorageError
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, MemoryTelemetry
 
 MakeStore = Callable[[str], ObjectStore]

@@ -27,7 +27,7 @@ from data_tools.synthetic.appearance import Cloth, appearance, generator, pose
 from data_tools.synthetic.attributes import attributes_of
 from data_tools.synthetic.figure import paint_figure
 from dpal.base.errors import StorageError
-from dpal.base.recipe import Synthetic
+from dpal.base.inputs import Synthetic
 
 SMALL = Synthetic(identities=4, images_per_identity=3, held_out_identities=4)
 TIMEOUT_S = 60

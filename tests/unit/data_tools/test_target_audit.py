@@ -7,7 +7,7 @@ import pytest
 from data_tools.storage import LocalStore
 from data_tools.target_audit import audit_targets
 from dpal.base.errors import EXIT_DONE, DataError
-from dpal.base.recipe import Storage
+from dpal.base.inputs import Storage
 from jobs.audit import run_audit
 
 from tiny import fill_cache, tiny_recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpal.base.recipe import Decoder
+from dpal.base.losses import Decoder
 from dpal.model.decoder import Attention, DynamicPatternDecoder, Pattern
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.saip.css import search_mask
 from dpal.saip.pixels import network_inputs, paste, solarise
 from dpal.saip.views import SaipPlan, render_saip, rescaled_sizes, scaled_size

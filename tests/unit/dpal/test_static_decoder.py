@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpal.base.recipe import Decoder
+from dpal.base.losses import Decoder
 from dpal.model.decoder import DynamicPatternDecoder, Pattern
 from dpal.model.static_decoder import LinearDecoder, StaticDecoder, build_decoder
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpal.base.errors import DataError
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.calibration import fit_header
 from dpal.record import damaged_rows, spec_numbers, spec_of
 from dpal.targets import (

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpal.base.recipe import Views
+from dpal.base.inputs import Views
 from dpal.record import spec_numbers, spec_of
 from dpal.views import (
     Box,

@@ -8,7 +8,8 @@ import pytest
 from data_tools.covariance import COVARIANCE
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import EXIT_DONE, ConfigError, DataError
-from dpal.base.recipe import Recipe, Storage
+from dpal.base.inputs import Storage
+from dpal.base.recipe import Recipe
 from jobs import backbones, build_shards, teach
 from jobs.audit import run_audit
 from jobs.cache_plan import single_teacher_recipes, teacher_names
