@@ -35,7 +35,8 @@ from dpal.model.decoder import Decoded
 from dpal.model.mixing import MixingNorm
 from dpal.optim import build_optimizer
 from dpal.shape_mask import fixed_mask
-from dpal.task import CachedTargets, Moment
+from dpal.target_source import CachedTargets
+from dpal.task import Moment
 
 SIZES = ((128, 192), (128, 768), (256, 768))  # view height, teacher width
 FIRST = Moment(step=0, total_steps=100, num_samples=2 * BATCH, global_batch=BATCH)

@@ -19,6 +19,7 @@ from data_tools.manifest import Manifest, manifest_of
 from data_tools.saip_samples import SaipSamples
 from data_tools.storage import open_store
 from dpal import checkpoint
+from dpal.alignment import AlignmentTask
 from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN, ConfigError, DpalError, StopRequested
 from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
@@ -29,7 +30,8 @@ from dpal.base.telemetry import Telemetry
 from dpal.engine import Engine, World, lost_peers_told
 from dpal.method.build import build_task
 from dpal.saip.views import SaipPlan
-from dpal.task import AlignmentTask, CachedTargets, OnlineTargets, TargetSource, Task
+from dpal.target_source import CachedTargets, OnlineTargets, TargetSource
+from dpal.task import Task
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate

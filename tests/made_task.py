@@ -17,8 +17,9 @@ from dpal.method.mse import MseTask
 from dpal.method.proteus import ProteusTask
 from dpal.method.tinymim import TinyMimTask
 from dpal.model.tokens import Tokens
+from dpal.target_source import Targets
 from dpal.targets import TargetDefinition, TargetHeader
-from dpal.task import Moment, Targets, Task
+from dpal.task import Moment, Task
 
 WIDTH = 24  # D
 GRID = (8, 4)  # patches of a base view of 128 x 64

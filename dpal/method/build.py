@@ -9,7 +9,8 @@ from dpal.method.mse import MseTask
 from dpal.method.proteus import ProteusTask
 from dpal.method.saip import SaipTask
 from dpal.method.tinymim import TinyMimTask
-from dpal.task import TargetSource, Task
+from dpal.target_source import TargetSource
+from dpal.task import Task
 
 
 def build_task(recipe: Recipe, sources: Sequence[TargetSource], taught_weights: Path) -> Task:

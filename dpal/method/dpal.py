@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dpal import objective
+from dpal.alignment import Alignment, AlignmentTask
 from dpal.base.losses import Loss
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
@@ -22,8 +23,9 @@ from dpal.model.decoder import Decoded, Pattern
 from dpal.model.static_decoder import build_decoder
 from dpal.model.tokens import Tokens
 from dpal.shape_mask import mask_of
+from dpal.target_source import Targets, TargetSource
 from dpal.targets import TargetHeader
-from dpal.task import Alignment, AlignmentTask, Moment, Targets, TargetSource
+from dpal.task import Moment
 
 
 class Instances(NamedTuple):

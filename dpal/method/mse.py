@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from dpal import objective
+from dpal.alignment import Alignment, AlignmentTask
 from dpal.base.methods import Mse
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.model.attention import suit_attention
 from dpal.model.tokens import Tokens
+from dpal.target_source import Targets, TargetSource
 from dpal.targets import TargetHeader
-from dpal.task import Alignment, AlignmentTask, Moment, Targets, TargetSource
+from dpal.task import Moment
 
 
 def projection(student_width: int, teacher_width: int) -> nn.Module:

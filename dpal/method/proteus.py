@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dpal import objective
+from dpal.alignment import Alignment, AlignmentTask
 from dpal.base.methods import Proteus
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
@@ -27,8 +28,9 @@ from dpal.chance import generator
 from dpal.method.mse import projection
 from dpal.model.attention import suit_attention
 from dpal.model.tokens import Tokens
+from dpal.target_source import Targets, TargetSource
 from dpal.targets import TargetHeader
-from dpal.task import Alignment, AlignmentTask, Moment, Targets, TargetSource
+from dpal.task import Moment
 
 
 class Seen(NamedTuple):

@@ -18,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from dpal import objective
+from dpal.alignment import Alignment, AlignmentTask
 from dpal.base.errors import ConfigError
 from dpal.base.methods import TinyMim
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.model.attention import suit_attention
+from dpal.target_source import Targets, TargetSource
 from dpal.targets import TargetHeader
-from dpal.task import Alignment, AlignmentTask, Moment, Targets, TargetSource
+from dpal.task import Moment
 
 
 class Relations(NamedTuple):

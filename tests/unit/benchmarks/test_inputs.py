@@ -9,7 +9,7 @@ import torch
 
 from data_tools.backgrounds import load_backgrounds
 from dpal.method.dpal import DpalTask
-from dpal.task import CachedTargets
+from dpal.target_source import CachedTargets
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 PARTS = ("augment", "student", "decoder", "losses", "whole")
