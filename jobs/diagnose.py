@@ -17,7 +17,7 @@ from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.task import Moment
 from dpal.trainer import Schedule
-from jobs.grid_results import DIAGNOSIS, read_diagnosis
+from jobs.grid_results import read_diagnosis
 from jobs.train import make_loader, target_sources
 
 BATCHES = 4
@@ -60,9 +60,9 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
     finally:
         batches.close()  # type: ignore[attr-defined]
     record = {**origin, **result._asdict()}
-    aside = folder / f"{DIAGNOSIS}.{os.getpid()}.partial"
+    aside = layout.diagnosis.with_suffix(f".{os.getpid()}.partial")
     aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, folder / DIAGNOSIS)
+    os.replace(aside, layout.diagnosis)
     return record
 
 

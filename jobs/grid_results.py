@@ -16,9 +16,7 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.grid import Arm, GridRun, Plan, largest_views
 
-RESULT = "result.json"  # in a run folder
 TEACHERS = "teachers.json"  # in the grid's folder
-DIAGNOSIS = "diagnosis.json"  # in a run folder, by `dpal diagnose`
 DIAGNOSTICS = "diagnostics"
 
 
@@ -86,7 +84,7 @@ def grid_identity(plan: Plan) -> str:
 
 def finished(plan: Plan, run: GridRun) -> bool:
     """Whether a run has a result."""
-    record = _read(run.recipe.run_dir / RESULT)
+    record = _read(RunLayout(run.recipe.run_dir).grid_result)
     return record.get("identity") == result_identity(plan, run)
 
 
@@ -115,7 +113,7 @@ def _arm(plan: Plan, arm: Arm) -> ArmResult | None:
         return None
     scores: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        for row in _read(run.recipe.run_dir / RESULT)["rows"]:
+        for row in _read(RunLayout(run.recipe.run_dir).grid_result)["rows"]:
             for name, value in row["metrics"].items():
                 place = scores.setdefault(row["task"] + ", " + row["data"], {})
                 place.setdefault(name, []).append(value)
@@ -141,7 +139,7 @@ def _arm(plan: Plan, arm: Arm) -> ArmResult | None:
 
 def read_diagnosis(folder: Path) -> dict[str, Any] | None:
     """What `dpal diagnose` wrote into a run folder; None when there is nothing that can be read."""
-    record = _read(folder / DIAGNOSIS)
+    record = _read(RunLayout(folder).diagnosis)
     return record if {"cosines", "router_entropy", "expert_similarity"} <= record.keys() else None
 
 

@@ -17,7 +17,7 @@ from dpal.base.errors import EXIT_DONE, DpalError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.grid import GridRun, Plan, distinct_teachers, largest_views, load_plan
-from jobs.grid_results import RESULT, TEACHERS, grid_identity, result_identity
+from jobs.grid_results import TEACHERS, grid_identity, result_identity
 from jobs.saved_recipe import save_recipe
 
 
@@ -90,7 +90,7 @@ def do_run(plan: Plan, run: GridRun) -> None:
     if run.arm.diagnose:
         diagnose(layout.root)
     scores = [{"task": r.task, "data": r.data, "metrics": r.metrics} for r in rows]
-    _write(layout.root / RESULT, {"identity": result_identity(plan, run), "rows": scores})
+    _write(layout.grid_result, {"identity": result_identity(plan, run), "rows": scores})
 
 
 def _score_teachers(plan: Plan) -> list[dict[str, Any]]:

@@ -51,6 +51,16 @@ class RunLayout:
         return self.root / "previews"
 
     @property
+    def diagnosis(self) -> Path:
+        """Gradient cosines and routing, by `dpal diagnose`."""
+        return self.root / "diagnosis.json"
+
+    @property
+    def grid_result(self) -> Path:
+        """Scores of a run of a grid; written last."""
+        return self.root / "result.json"
+
+    @property
     def report(self) -> Path:
         """The self-contained report."""
         return self.root / "report.html"

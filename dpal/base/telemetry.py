@@ -90,7 +90,9 @@ METRICS: tuple[Metric, ...] = (
 class Telemetry(Protocol):
     """Where numbers go; `report` sets a gauge, adds to a counter, observes in a histogram."""
 
-    def report(self, metric: Metric, value: float, **labels: str) -> None: ...
+    def report(self, metric: Metric, value: float, **labels: str) -> None:
+        """Set a gauge, or add to a counter."""
+        ...
 
 
 class MemoryTelemetry:

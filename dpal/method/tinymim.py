@@ -42,7 +42,10 @@ class Projection(Protocol):
 
     heads: int
 
-    def to(self, device: torch.device) -> "Projection": ...
+    def to(self, device: torch.device) -> "Projection":
+        """Move the weights and return self."""
+        ...
+
     def __call__(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
 

@@ -40,7 +40,9 @@ class Network(Protocol):
     multiple: int
 
     def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]: ...
-    def to(self, device: torch.device) -> None: ...
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        ...
 
 
 def build_network(spec: Spec, taught_weights: Path | None = None) -> Network:

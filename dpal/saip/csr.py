@@ -42,7 +42,7 @@ def draw_masks(
 ) -> Masks:
     """Masks of a batch: drawn on the anchor grid, resized (nearest) to the enlarged grid.
 
-    Every image shows n = int(N (1 - ratio)) patches, so that a batch has one shape: where the
+    Every image shows n = int(N (1 - ratio)) patches (`visible` [B, n]), so that a batch has one shape: where the
     resized mask leaves more, some stay hidden without being scored; where it leaves fewer, some
     masked ones are shown and (unlike in the reference) not scored.
 
