@@ -42,9 +42,9 @@ def draw_masks(
 ) -> Masks:
     """Masks of a batch: drawn on the anchor grid, resized (nearest) to the enlarged grid.
 
-    Every image shows n = int(N (1 - ratio)) patches (`visible` [B, n]), so that a batch has one shape: where the
-    resized mask leaves more, some stay hidden without being scored; where it leaves fewer, some
-    masked ones are shown and (unlike in the reference) not scored.
+    Every image shows n = int(N (1 - ratio)) patches (`visible` [B, n]), so that a batch has one
+    shape: where the resized mask leaves more, some stay hidden without being scored; where it
+    leaves fewer, some masked ones are shown and (unlike in the reference) not scored.
 
     Args:
         anchor: patch rows and columns of a base view.
