@@ -32,6 +32,7 @@ from jobs.preview_pictures import (
     draw_composites,
     draw_features,
     draw_masks,
+    draw_own_features,
     draw_similarity,
     draw_views,
     make_sample,
@@ -86,12 +87,14 @@ def _draw(recipe: Recipe, sample: Sample, header: TargetHeader | None) -> list[D
     drawn = [] if method == "saip" else [draw_views(sample)]
     if composites:
         drawn.append(draw_composites(sample))
-    if not _has_teacher(recipe):
-        return drawn
-    teacher = teacher_of(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint, student = last_checkpoint(recipe), None
     if checkpoint is not None:
         student = FrozenStudent(student_of(recipe.student, checkpoint), recipe.views.height)
+    if not _has_teacher(recipe):
+        if student is not None:
+            drawn.append(draw_own_features(sample, tokens_of(student, sample.bases)))
+        return drawn
+    teacher = teacher_of(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
 
     def tokens(views: np.ndarray) -> tuple[Tokens, Tokens | None]:
         return tokens_of(teacher, views), student and tokens_of(student, views)

@@ -171,6 +171,22 @@ def draw_masks(sample: Sample, teacher: Tokens, header: TargetHeader | None, kin
     )
 
 
+COLOURS = (
+    "The three strongest principal components of the patch features as red, green and blue; "
+    "one basis for all images, so equal colours mean equal features."
+)
+
+
+def draw_own_features(sample: Sample, student: Tokens) -> Drawn:
+    """Patch features of a student that has no teacher beside it."""
+    grid = _grid(sample.bases, student)
+    maps = feature_maps(student.patches.numpy(), None, grid=grid, size=sample.plan.size)
+    rows = [list(sample.bases), list(maps.teacher)]
+    return Drawn(
+        "features", "Patch features", COLOURS, mosaic(rows, row_labels=["view", "student"])
+    )
+
+
 def draw_features(sample: Sample, teacher: Tokens, student: Tokens | None) -> Drawn:
     """Three principal components of patch features as colours."""
     grid = _grid(sample.bases, teacher)
@@ -181,10 +197,7 @@ def draw_features(sample: Sample, teacher: Tokens, student: Tokens | None) -> Dr
         size=sample.plan.size,
     )
     rows, labels = [list(sample.bases), list(maps.teacher)], ["view", "teacher"]
-    caption = (
-        "The three strongest principal components of the patch features as red, green and blue; "
-        "one basis for all images, so equal colours mean equal features."
-    )
+    caption = COLOURS
     if maps.student is not None and maps.agreement is not None:
         rows.append(list(maps.student))
         labels.append("student")

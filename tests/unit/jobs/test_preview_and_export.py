@@ -92,6 +92,15 @@ def test_a_method_shows_what_it_makes_use_of(
         assert "same colour noise" in shown["views"]
 
 
+def test_a_student_without_a_teacher_shows_its_own_features(tmp_path: Path):
+    method = {"kind": "saip", "local_crops": 3}
+    recipe = resolve_recipe({**tiny_values(tmp_path), "method": method, "teacher": None})
+    build_shards.run(recipe)
+    _commit(recipe, 2)
+    preview.run(recipe)
+    assert set(_kinds(recipe)) == {"views", "composites", "features"}
+
+
 def test_export_follows_the_last_checkpoint(recipe: Recipe):
     layout = RunLayout(recipe.run_dir)
     with pytest.raises(DataError, match="no committed checkpoint"):
