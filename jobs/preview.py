@@ -42,7 +42,7 @@ from jobs.preview_saip import draw_saip
 from jobs.publish import new_folder
 from jobs.stage import StageResult
 
-VERSION = 2  # raise it whenever the same inputs would give other pictures
+VERSION = 3  # raise it whenever the same inputs would give other pictures
 NUM_IMAGES = 8
 
 
