@@ -19,6 +19,10 @@ class MovingAverage(nn.Module):
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.momentum = momentum
 
+    def train(self, mode: bool = True) -> "MovingAverage":
+        """Stay in evaluation mode, whatever the module that holds this one does."""
+        return super().train(False)
+
     @torch.no_grad()
     def update(self, network: nn.Module, momentum: float | None = None) -> None:
         """Follow `network` by one step."""

@@ -63,7 +63,8 @@ class CachedTargets:
 class OnlineTargets:
     """Targets computed by the teacher from the batch's own pixels.
 
-    They are noise-free, unless the header says that the noise of a view is pinned.
+    They are noise-free, unless the header says that the noise of a view is pinned. The teacher runs
+    in its own precision, not in that of the student's autocast: as it does when it fills a cache.
     """
 
     def __init__(
@@ -84,5 +85,7 @@ class OnlineTargets:
         pixels = torch.from_numpy(views)
         if self.header.definition.views.get("photometric") == "pinned":
             pixels = noisy_pixels(pixels.to(device), torch.from_numpy(noise))
+        with torch.autocast(device.type, enabled=False):
+            tokens = self.teacher(pixels)
         # Cloned, because autograd may not save a tensor that was made in inference mode.
-        return Tokens(*(t.to(device).clone() for t in self.teacher(pixels)))
+        return Tokens(*(t.to(device).clone() for t in tokens))

@@ -87,22 +87,26 @@ class Task(nn.Module):
             self.average.update(self.student)
 
     @contextmanager
-    def paths(self, keys: Sequence[str], moment: Moment, call: int) -> Iterator[None]:
+    def paths(
+        self, keys: Sequence[str], moment: Moment, call: int, copies: int = 1
+    ) -> Iterator[None]:
         """Within: the student drops paths as these samples' own choice in this step.
 
         Args:
             keys: sample keys, one for every row that goes through the student.
             call: tells forwards of the same samples in one step apart.
+            copies: how often the rows of all keys follow each other, each copy with its own draws.
         """
         places = self.student.num_drop_paths
         if not places:
             yield
             return
         draws = [
-            generator(self.seed, "drop-path", key, moment.step, call, row // len(set(keys))).random(
+            generator(self.seed, "drop-path", key, moment.step, call, copy).random(
                 places, dtype=np.float32
             )
-            for row, key in enumerate(keys)
+            for copy in range(copies)
+            for key in keys
         ]
         with self.student.dropping(torch.from_numpy(np.stack(draws))):
             yield

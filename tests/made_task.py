@@ -117,7 +117,7 @@ def made_batch(first: int = 0, size: int = 4) -> TrainBatch:
 class Frozen:
     """A random norm and QKV projection of 12 heads of 4 (a `tinymim.Projection`)."""
 
-    heads = 12
+    heads, has_cls = 12, True
 
     def __init__(self) -> None:
         rng = np.random.default_rng(5)

@@ -3,6 +3,7 @@
     R_qk = softmax(Q K^T / sqrt(d)),  R_vv = softmax(V V^T / sqrt(d))       [H, 1 + N, 1 + N]
     L    = mean_{H,i} KL(R^t_i || R^s_i)                for qk and for vv
 
+1 + N tokens; only the N patches for a teacher without a CLS token.
 The teacher's queries, keys and values are not stored. They are recomputed from what the cache
 holds anyway: the input of the teacher's block goes through its frozen first norm and projection.
 No colour noise reaches the teacher, as in the reference.
@@ -41,6 +42,7 @@ class Projection(Protocol):
     """A teacher block's frozen norm and qkv projection (`dpal.model.relation_target`)."""
 
     heads: int
+    has_cls: bool
 
     def to(self, device: torch.device) -> "Projection":
         """Move the weights and return self."""
@@ -105,8 +107,11 @@ class TinyMimTask(AlignmentTask):
     ) -> Alignment:
         # Raw, in every target space: the frozen projection was trained on the block's own input.
         tokens = torch.cat([raw.base.cls.unsqueeze(1), raw.base.patches], dim=1)
+        projection = self._projections[teacher].to(self.device)
+        if not projection.has_cls:  # the mean of the patches is none of the block's tokens
+            tokens, seen = tokens[:, 1:], Relations(*(part[:, :, 1:] for part in seen))
         with torch.autocast(self.device.type, enabled=False):
-            frozen = Relations(*self._projections[teacher].to(self.device)(tokens))
+            frozen = Relations(*projection(tokens))
             qk = objective.divergence(
                 objective.attention_relation(seen.q, seen.k),
                 objective.attention_relation(frozen.q, frozen.k),

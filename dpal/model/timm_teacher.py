@@ -63,7 +63,7 @@ class TimmNetwork:
             tokens = self.model.forward_features(planes)  # [B, prefix + N, D]
             prefix, patches = tokens[:, : self.prefix], tokens[:, self.prefix :]
         else:
-            ((patches, prefix),) = self.model.forward_intermediates(
+            (seen,) = self.model.forward_intermediates(
                 planes,
                 indices=[self.block],
                 return_prefix_tokens=True,
@@ -71,6 +71,8 @@ class TimmNetwork:
                 output_fmt="NLC",
                 intermediates_only=True,
             )
+            # timm gives no pair where there are no prefix tokens
+            patches, prefix = seen if self.prefix else (seen, seen[:, :0])
         patches = patches.float()
         cls = prefix[:, 0].float() if self.has_cls else patches.mean(1)
         return cls, patches.transpose(1, 2).unflatten(2, grid)

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from made_task import made_batch, made_recipe, moment, task_of
 from torch import nn
 
 from dpal.average import MovingAverage
+
+from made_task import made_batch, made_recipe, moment, task_of
 
 
 def network() -> nn.Module:
@@ -47,6 +48,8 @@ def test_it_is_frozen_and_independent_of_what_it_follows() -> None:
     followed = network()
     average = MovingAverage(followed, 0.9)
     assert not any(p.requires_grad for p in average.parameters())
+    assert not average.network.training
+    nn.ModuleList([average]).train()
     assert not average.network.training
     with torch.no_grad():
         followed[0].weight.fill_(7)

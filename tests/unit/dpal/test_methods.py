@@ -4,11 +4,20 @@ Legend: B samples, N patches, D teacher width, H heads, d width of a head.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
+from dpal.base.errors import ConfigError
+from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
+from dpal.method.proteus import ProteusTask
+from dpal.model.decoder import Pattern
+from dpal.task import Task
+
 from made_task import (
     GRID,
     TEACHER,
@@ -20,13 +29,6 @@ from made_task import (
     moment,
     task_of,
 )
-from torch import nn
-
-from dpal.base.errors import ConfigError
-from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
-from dpal.method.proteus import ProteusTask
-from dpal.model.decoder import Pattern
-from dpal.task import Task
 
 BLOCK = {**TEACHER, "tap": "block9"}
 NUM_PATCHES = GRID[0] * GRID[1]
@@ -164,6 +166,27 @@ def test_the_losses_of_a_batch_are_the_mean_over_its_halves() -> None:
             assert value == pytest.approx(mean, rel=1e-4), (method, name)
 
 
+@pytest.mark.parametrize("method", ["dpal", "mse"])
+def test_a_sample_that_is_twice_in_a_batch_drops_the_same_paths_twice(method: str) -> None:
+    """Where two epochs meet; else its draws would depend on the batch it is in."""
+    task, once = built(method, student={"drop_path": 0.3}), made_batch(size=2)
+    row = {"keys": once.keys[:1]} | {
+        name: getattr(once, name)[:1] for name in ("base", "crops", "composite", "photometric")
+    }
+    parts = {
+        name: (*value, *getattr(once, name))
+        if name == "keys"
+        else np.concatenate([value, getattr(once, name)])
+        for name, value in row.items()
+    }
+    single, pair, three = (
+        terms(task, batch, 3) for batch in (replace(once, **row), once, replace(once, **parts))
+    )
+    for name, value in three.items():
+        mean = (single[name] + 2 * pair[name]) / 3
+        assert value == pytest.approx(mean, rel=1e-4), name
+
+
 def test_tinymim_is_the_divergence_of_the_last_blocks_relations() -> None:
     task = built({"kind": "tinymim", "qk": 0.6, "vv": 1.7}, loss={"targets": "standardised"})
     batch = made_batch(size=2)
@@ -188,6 +211,35 @@ def test_tinymim_is_the_divergence_of_the_last_blocks_relations() -> None:
     assert actual["qk"] == pytest.approx(np.mean(qk), rel=1e-3)
     assert actual["vv"] == pytest.approx(np.mean(vv), rel=1e-3)
     assert actual["loss"] == pytest.approx(0.6 * np.mean(qk) + 1.7 * np.mean(vv), rel=1e-3)
+
+
+def test_tinymim_relates_patches_alone_to_a_teacher_without_cls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its global vector, the mean of the patches, is no token that its attention ever saw."""
+    batch = made_batch(size=2)
+    with_cls = terms(built("tinymim"), batch)
+    monkeypatch.setattr(Frozen, "has_cls", False)
+    task = built("tinymim")
+    with torch.no_grad():
+        inner = task.student.blocks[:-1](task.student.embed(pixels_of(batch.base)))
+    last = task.student.blocks[-1]
+    mine = head([last.norm1, last.attn.qkv], array(inner))[:, 1:]  # [B, N, 3 * 192]
+    theirs = targets_of(batch)[1] @ Frozen().weight
+    qk = []
+    for b in range(2):
+        for h in range(12):
+            s, t = (
+                softmax(q @ k.T / math.sqrt(d))
+                for d, q, k in (
+                    (d, x[:, h * d :][:, :d], x[:, 12 * d + h * d :][:, :d])
+                    for x, d in ((mine[b], 16), (theirs[b], 4))
+                )
+            )
+            qk.append((t * np.log(t / s)).sum(axis=1).mean())
+    actual = terms(task, batch)
+    assert actual["qk"] == pytest.approx(np.mean(qk), rel=1e-3)
+    assert actual["vv"] != pytest.approx(with_cls["vv"], rel=1e-6)
 
 
 def test_tinymim_trains_exactly_what_relations_reach() -> None:

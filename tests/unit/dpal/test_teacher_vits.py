@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import teacher_files as files
 import torch
-import vit_in_numpy as reference
 from pydantic import TypeAdapter
 
 import dpal.base.teachers as sections
@@ -16,6 +14,9 @@ from dpal.base.errors import ConfigError
 from dpal.model.published.vit import load_vit
 from dpal.model.relation_target import attention_projection
 from dpal.model.teacher import build_teacher, teacher_identity
+
+import teacher_files as files
+import vit_in_numpy as reference
 
 VIEW = (64, 32)
 HEADS = files.WIDTH // 64
@@ -158,6 +159,17 @@ def test_unihcp_has_no_cls_so_the_mean_of_the_patches_is_global(tmp_path) -> Non
     found = build("unihcp", save(files.unihcp_file(), tmp_path))(views())
     close(found.patches, tokens)
     close(found.cls, tokens.mean(1))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_vit_without_cls_is_read_behind_a_block_too(tmp_path, size) -> None:
+    state, pixels = files.vit_state(36), views()[:size]
+    outputs, _ = expected(state, state["cls_token"][:, :0], state["pos_embed"], (6, 6), pixels)
+    path = save(files.unihcp_file(), tmp_path)
+    found = build("unihcp", path, tap="block1")(pixels)
+    close(found.patches, outputs[1])
+    close(found.cls, outputs[1].mean(1))
+    assert not attention_projection(spec("unihcp", path, tap="block1")).has_cls
 
 
 @pytest.mark.parametrize("padding", [0, 2])
