@@ -10,13 +10,15 @@ from data_tools.backgrounds import load_backgrounds
 from data_tools.manifest import manifest_of
 from dpal import checkpoint
 from dpal.base.config import load_recipe
-from dpal.base.errors import DataError
+from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
+from dpal.base.recipe import Recipe
 from dpal.diagnose import gradient_cosines
 from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.task import Moment
 from dpal.trainer import Schedule
+from jobs.grid import DIAGNOSED
 from jobs.grid_results import read_diagnosis
 from jobs.train import make_loader, target_sources
 
@@ -34,14 +36,14 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
         ConfigError: a method without the three losses.
     """
     layout = RunLayout(folder)
-    found = checkpoint.latest(layout.checkpoints) if layout.recipe.is_file() else None
-    if found is None:
+    recipe = _diagnosable(layout)
+    found = checkpoint.latest(layout.checkpoints) if recipe is not None else None
+    if recipe is None or found is None:
         raise DataError(f"{str(folder)!r} is not a run folder with a committed checkpoint")
     origin = {"step": found.step, "checkpoint": found.digest, "batches": num_batches}
     before = read_diagnosis(folder)
     if before is not None and {key: before.get(key) for key in origin} == origin:
         return before
-    recipe = load_recipe(layout.recipe)
     manifest = manifest_of(recipe)
     pool = load_backgrounds(recipe)
     sources, caches = target_sources(recipe, manifest, pool)
@@ -64,6 +66,19 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
     aside.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(aside, layout.diagnosis)
     return record
+
+
+def _diagnosable(layout: RunLayout) -> Recipe | None:
+    """The recipe of a run folder; None for another folder. Raises ConfigError."""
+    if not layout.recipe.is_file():
+        return None
+    recipe = load_recipe(layout.recipe)
+    if recipe.method.kind not in DIAGNOSED:
+        raise ConfigError(
+            f"method.kind={recipe.method.kind} has no loss of identity, shape or relation to "
+            f"diagnose; accepted are {' and '.join(DIAGNOSED)}"
+        )
+    return recipe
 
 
 def text(record: dict[str, Any]) -> str:

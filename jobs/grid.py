@@ -25,6 +25,7 @@ from dpal.base.teachers import Teacher
 NAME = r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$"
 OWN_WORDS = ("name", "output", "repetitions")  # of the grid, when they stand on the command line
 NOT_IN_GRIDS = ("name", "output", "train.seed")  # the grid sets these
+DIAGNOSED = ("dpal", "mse")  # methods with the losses of `dpal diagnose`
 
 
 class Arm(Section):
@@ -133,6 +134,7 @@ def load_plan(path: str | Path, words: tuple[str, ...] = ()) -> Plan:
         try:
             words_of_arm = (*grid.common, *common, *arm.overrides)
             together = load_recipe(base, (*words_of_arm, f"name={grid.name}"))
+            _check_diagnosed(arm, together)
             runs += [_run(grid, arm, seed, base, words_of_arm, together) for seed in _seeds(grid)]
         except ConfigError as error:
             raise ConfigError(f"grid {grid.name!r}, arm {arm.name!r}: {error}") from None
@@ -177,6 +179,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         fields = Arm.model_fields if key.startswith("arms.") else Grid.model_fields
         return f"unknown key {key!r}; accepted are {', '.join(fields)}"
+    if first["type"] == "too_short":
+        return f"{key} is empty; accepted are one and more"
     if first["type"] == "missing":
         return f"key {key!r} is required"
     shown = first["input"] if isinstance(first["input"], str | int | float | bool) else "..."
@@ -198,12 +202,31 @@ def _run(
     return GridRun(arm, seed, load_recipe(base, (*words, *own)), command)
 
 
+def _check_diagnosed(arm: Arm, recipe: Recipe) -> None:
+    """Refused now, not after the arm was trained."""
+    if arm.diagnose and recipe.method.kind not in DIAGNOSED:
+        raise ConfigError(
+            f"diagnose has no effect with method.kind={recipe.method.kind}; accepted are "
+            f"{' and '.join(DIAGNOSED)}"
+        )
+
+
 def _check_shared(shared: list[Recipe]) -> None:
     """All arms lie in one folder, so they have the same images, and one taught teacher at most."""
     taught = {t.model_dump_json() for r in shared for t in r.teachers if t.kind == "taught"}
     if len(taught) > 1:
         raise ConfigError(
             "the arms name different teachers of kind=taught; accepted is one for a whole grid"
+        )
+    pixels = {
+        (r.views.height, r.views.width, r.views.aspect)
+        for r in shared
+        if any(teacher.kind == "taught" for teacher in r.aligned_teachers)
+    }
+    if len(pixels) > 1:
+        raise ConfigError(
+            "views.height, views.width or views.aspect differs between arms, and a teacher of "
+            "kind=taught is taught on one; accepted is one for a whole grid"
         )
     for key in ("output", "data", "seed", "storage", "evaluate"):
         if any(getattr(recipe, key) != getattr(shared[0], key) for recipe in shared):

@@ -85,12 +85,14 @@ def grid_identity(plan: Plan) -> str:
 def finished(plan: Plan, run: GridRun) -> bool:
     """Whether a run has a result."""
     record = _read(RunLayout(run.recipe.run_dir).grid_result)
-    return record.get("identity") == result_identity(plan, run)
+    # Without a record nothing else is read: a dry run needs no labels.
+    return bool(record) and record.get("identity") == result_identity(plan, run)
 
 
 def prepared(plan: Plan) -> bool:
     """Whether shards, targets and the teachers' scores are there."""
-    return _read(plan.folder / TEACHERS).get("identity") == grid_identity(plan)
+    record = _read(plan.folder / TEACHERS)
+    return bool(record) and record.get("identity") == grid_identity(plan)
 
 
 def gather(plan: Plan) -> list[ArmResult]:

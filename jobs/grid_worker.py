@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpal.base.errors import EXIT_DONE, DpalError
+from dpal.base.errors import EXIT_DONE, DpalError, StorageError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.grid import GridRun, Plan, distinct_teachers, largest_views, load_plan
@@ -30,9 +30,12 @@ def main(argv: Sequence[str]) -> int:
             plan = load_plan(argv[2], tuple(argv[3:]))
             do_run(plan, plan.runs[int(argv[1])])
         return EXIT_DONE
-    except DpalError as error:
-        print(f"dpal ablate: {error}", file=sys.stderr)
-        return error.exit_code
+    except (DpalError, OSError) as error:
+        known = StorageError.of(error) if isinstance(error, OSError) else error
+        if known is None:
+            raise
+        print(f"dpal ablate: {known}", file=sys.stderr)
+        return known.exit_code
 
 
 def prepare(plan: Plan) -> None:
@@ -46,16 +49,17 @@ def prepare(plan: Plan) -> None:
 
     print("── shard", flush=True)
     print(build_shards.run(plan.shared[0]).detail, flush=True)
+    taught = [r for r in plan.shared if any(t.kind == "taught" for t in r.teachers)]
+    if taught:  # also beside SAIP alone: the teacher's scores are a row
+        print("── teach", flush=True)
+        recipe = next((r for r in taught if r.aligned_teachers), taught[0])
+        print(teach.run(recipe).detail, flush=True)
     done: list[tuple[Any, ...]] = []
     for recipe in plan.shared:
         what = (recipe.teachers, recipe.views, recipe.cache, _stride(recipe), recipe.loss.targets)
-        if not recipe.aligned_teachers or what in done:
-            continue
-        done.append(what)
-        if any(teacher.kind == "taught" for teacher in recipe.teachers):
-            print("── teach", flush=True)
-            print(teach.run(recipe).detail, flush=True)
-        if recipe.train.targets == "cached" and recipe.aligned_teachers:
+        cached = recipe.train.targets == "cached" and recipe.aligned_teachers
+        if cached and what not in done:
+            done.append(what)
             print("── cache", flush=True)
             print(cache_features.run(recipe).detail, flush=True)
     print("── teachers", flush=True)

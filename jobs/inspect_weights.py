@@ -123,4 +123,5 @@ def _line(label: str, text: str) -> str:
 
 def _require(path: Path) -> None:
     if not path.is_file():
-        raise ConfigError(f"{str(path)!r} does not exist; accepted are weights files")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{str(path)!r} {what}; accepted are weights files")

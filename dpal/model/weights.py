@@ -71,7 +71,8 @@ def open_weights(path: Path) -> WeightsFile:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ConfigError(f"{path}: holds pickled code, which is never run; {ACCEPTED}") from None
+        what = "holds pickled code, which is never run" if _is_torch(path) else "is no torch file"
+        raise ConfigError(f"{path}: {what}; {ACCEPTED}") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         first = str(error).splitlines() or [type(error).__name__]
         raise ConfigError(f"{path}: cannot be read ({first[0]}); {ACCEPTED}") from None
@@ -186,6 +187,12 @@ def count_of(state: dict[str, Any], pattern: str) -> int:
 def warn_once(text: str) -> None:
     """Say one line on stderr, the first time only."""
     logging.getLogger("dpal").warning(text)
+
+
+def _is_torch(path: Path) -> bool:
+    """Whether a file begins as `torch.save` writes it: a zip archive, or a pickle."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _is_head(key: str) -> bool:

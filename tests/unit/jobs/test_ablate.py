@@ -1,5 +1,6 @@
 """`dpal ablate`: strict grids, one table, failures told, and a stop that loses nothing."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -7,7 +8,7 @@ import signal
 import statistics
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ import yaml
 from PIL import Image
 
 from dpal.base.config import load_recipe
-from dpal.base.errors import EXIT_DATA, EXIT_DONE, ConfigError, DpalError
+from dpal.base.errors import EXIT_DATA, EXIT_DONE, EXIT_STORAGE, ConfigError, DpalError
+from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from dpal.model.student import SHAPES, Shape
-from jobs import ablate, grid_worker
+from jobs import ablate, build_shards, cache_features, grid_worker, teach
 from jobs.ablate import Crew, Work
 from jobs.grid import Plan, load_plan
 from jobs.grid_results import Measure, finished, gather, prepared, training_cost
 from jobs.pictures import pictures
+from jobs.stage import StageResult
 
 from tiny import tiny_values
 
@@ -87,7 +90,27 @@ def test_the_command_of_a_row_gives_the_recipe_of_its_run(tmp_path: Path) -> Non
         ({"armz": []}, "unknown key 'armz'; accepted are name, base"),
         ({"arms": [{"name": "a", "colour": 1}]}, "'arms.0.colour'; accepted are name, label"),
         ({"arms": [{"name": "a"}, {"name": "a"}]}, "'a' stands twice"),
-        ({"arms": []}, "arms=...: tuple should have at least 1 item"),
+        ({"arms": []}, "arms is empty; accepted are one and more"),
+        (
+            {"arms": [{"name": "a", "overrides": ["method=proteus"], "diagnose": True}]},
+            "arm 'a': diagnose has no effect with method.kind=proteus; accepted are dpal and mse",
+        ),
+        (
+            {
+                "common": ["data.images=[synthetic]", "teacher={kind: taught}"],
+                "arms": [
+                    {"name": "a"},
+                    {
+                        "name": "b",
+                        "overrides": [
+                            *("views.height=128", "views.width=64"),
+                            *("student.height=128", "student.width=64"),
+                        ],
+                    },
+                ],
+            },
+            "a teacher of kind=taught is taught on one",
+        ),
         ({"repetitions": 0}, "repetitions=0: input should be greater"),
         ({"base": "other.yaml"}, "other.yaml' does not exist"),
         ({"common": ["train.seed=3"]}, "a grid sets train.seed by itself"),
@@ -104,6 +127,54 @@ def test_a_bad_grid_is_one_sentence(tmp_path: Path, changes: dict[str, Any], wor
         load_plan(write_grid(tmp_path, **changes))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
+    """What `prepare` asks of the stages: (stage, method, where targets come from)."""
+    asked: list[tuple[str, str, str]] = []
+
+    def stage(name: str) -> Callable[[Recipe], StageResult]:
+        def run(recipe: Recipe) -> StageResult:
+            asked.append((name, recipe.method.kind, recipe.train.targets))
+            return StageResult(name, False, "")
+
+        return run
+
+    for module in (build_shards, cache_features, teach):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(module, "run", stage(name))
+    monkeypatch.setattr(grid_worker, "_score_teachers", lambda plan: [])
+    return asked
+
+
+def test_an_arm_without_a_cache_does_not_stand_for_one_that_needs_it(
+    tmp_path: Path, stages: list[tuple[str, str, str]]
+) -> None:
+    arms = [{"name": "asks", "overrides": ["train.targets=online"]}, {"name": "reads"}]
+    grid_worker.prepare(load_plan(write_grid(tmp_path, arms=arms)))
+    assert stages[1:] == [("cache_features", "dpal", "cached")]
+
+
+def test_a_teacher_is_taught_even_where_it_is_only_compared_with(
+    tmp_path: Path, stages: list[tuple[str, str, str]]
+) -> None:
+    common = ["data.images=[synthetic]", "teacher={kind: taught}"]
+    arms = [{"name": "alone", "overrides": ["method=saip"]}]
+    grid_worker.prepare(load_plan(write_grid(tmp_path, arms=arms, common=common)))
+    assert stages[1:] == [("teach", "saip", "cached")]
+
+
+def test_a_full_disk_is_one_sentence_of_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(plan: Plan) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "table.json")
+
+    monkeypatch.setattr(grid_worker, "prepare", full)
+    assert grid_worker.main(["prepare", str(write_grid(tmp_path))]) == EXIT_STORAGE
+    said = capsys.readouterr().err
+    assert said == "dpal ablate: cannot use 'table.json': No space left on device\n"
 
 
 def do_run(path: Path, number: int) -> None:

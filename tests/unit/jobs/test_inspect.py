@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-import teacher_files as files
 import torch
 from safetensors.torch import save_file
 
 from dpal.base.errors import EXIT_CONFIG, EXIT_DONE
 from dpal.model.timm_import import timm
 from jobs.__main__ import main
+
+import teacher_files as files
 
 ROOT = Path(__file__).parents[3]
 
@@ -164,3 +165,12 @@ def test_the_real_files_are_recognised(capsys) -> None:
         code, out, _ = inspect(capsys, str(folder / name))
         assert code == EXIT_DONE
         assert words in out
+
+
+def test_what_is_no_weights_file_is_called_so(tmp_path, capsys) -> None:
+    text = tmp_path / "notes.pth"
+    text.write_text("# notes\n")
+    code, _, err = inspect(capsys, str(text))
+    assert (code, "is no torch file" in err) == (EXIT_CONFIG, True)
+    code, _, err = inspect(capsys, str(tmp_path))
+    assert (code, "is a folder; accepted are weights files" in err) == (EXIT_CONFIG, True)

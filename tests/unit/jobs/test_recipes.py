@@ -13,6 +13,7 @@ from jobs.__main__ import main
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "recipes"
 FILES = sorted(FOLDER.glob("*.yaml"))
+GRIDS = sorted((FOLDER / "grids").glob("*.yaml"))
 
 
 def recipe(name: str) -> Recipe:
@@ -33,6 +34,17 @@ def test_a_recipe_resolves_and_says_what_it_is(
     assert f"name: {load_recipe(path).name}" in shown
     text = path.read_text()
     assert text.startswith("# "), "a recipe begins with what it is"
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_a_grid_resolves_and_repeats_every_arm(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ablate", str(path), "--dry-run", "repetitions=2"]) == EXIT_DONE
+    lines = capsys.readouterr().out.splitlines()[1:]
+    names = [line.split()[0] for line in lines]
+    arms = dict.fromkeys(name.rpartition("-s")[0] for name in names)
+    assert names == [f"{arm}-s{seed}" for seed in (0, 1) for arm in arms]
 
 
 def test_no_two_recipes_share_a_run_folder() -> None:

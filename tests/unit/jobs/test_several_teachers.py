@@ -7,15 +7,17 @@ import pytest
 
 from data_tools.covariance import COVARIANCE
 from dpal.base.config import resolve_recipe
-from dpal.base.errors import EXIT_DONE, ConfigError, DataError
+from dpal.base.errors import EXIT_CONFIG, EXIT_DONE, ConfigError, DataError
 from dpal.base.inputs import Storage
 from dpal.base.recipe import Recipe
-from jobs import backbones, build_shards, teach
+from jobs import backbones, build_shards, cache_features, teach
+from jobs.__main__ import main
 from jobs.audit import run_audit
 from jobs.cache_plan import single_teacher_recipes, teacher_names
 from jobs.cache_worker import ShardWorker
 from jobs.report_data import read_scores
 from jobs.run import _needed
+from jobs.saved_recipe import save_recipe
 from jobs.scores import Row, table
 
 from tiny import tiny_values
@@ -25,7 +27,7 @@ TIMM = {"kind": "timm", "name": "vit_tiny_patch16_224"}
 TAUGHT = {"kind": "taught", "width": 48, "depth": 1, "heads": 3, "steps": 2, "global_batch": 8}
 
 
-def recipe_of(folder: Path, first: dict, *more: dict) -> Recipe:
+def recipe_of(folder: Path, first: dict | None, *more: dict, method: str = "dpal") -> Recipe:
     synthetic = {"identities": 4, "images_per_identity": 3, "held_out_identities": 4}
     return resolve_recipe(
         {
@@ -34,6 +36,7 @@ def recipe_of(folder: Path, first: dict, *more: dict) -> Recipe:
             "data": {"images": ["synthetic"], "synthetic": synthetic},
             "views": {"height": 128, "width": 64},
             "student": {"height": 128, "width": 64},
+            "method": method,
             "teacher": first,
             "more_teachers": list(more),
         }
@@ -113,3 +116,16 @@ def test_audit_names_what_is_damaged_in_any_teachers_cache(tmp_path: Path) -> No
     (Path(stores[1].path(COVARIANCE))).write_bytes(stores[0].get(COVARIANCE))
     with pytest.raises(DataError, match="1 of the objects"):
         run_audit(recipe.cache.url, Storage())
+
+
+@pytest.mark.parametrize("teachers", [(), (TIMM,)])
+def test_saip_has_nothing_to_cache_and_no_loss_to_diagnose(
+    tmp_path: Path, teachers: tuple[dict, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tmp_path, *(teachers or (None,)), method="saip")
+    assert cache_features.run(recipe).skipped  # no shard and no network is looked at
+    save_recipe(recipe)
+    assert main(["diagnose", str(recipe.run_dir)]) == EXIT_CONFIG
+    said = capsys.readouterr().err
+    assert "method.kind=saip has no loss" in said
+    assert said.count("\n") == 1
