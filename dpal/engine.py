@@ -143,7 +143,8 @@ class Engine:
                     part[name] = whole.detach().float().cpu().clone()
         if self.world.rank == 0:
             for name, value in self.module.state_dict().items():
-                if name not in parts["exp_avg"]:  # equal on every rank
+                # Equal on every rank, but for a batch norm's statistics: those of rank 0 are kept.
+                if name not in parts["exp_avg"]:
                     parts[""][name] = value.detach().cpu().clone()
         return EngineState(self.steps_done, parts[""], parts["exp_avg"], parts["exp_avg_sq"])
 

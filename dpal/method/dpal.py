@@ -36,10 +36,10 @@ class Instances(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Student tokens of one batch.
+    """Student tokens of one batch; what only a level of weight 0 would need is not computed.
 
     Attributes:
-        identities: CLS of the base view, then of each crop, [(1 + C) B, d]; empty without level.
+        identities: CLS of the base view, then of each crop, [(1 + C) B, d].
         shape: patch tokens of the base view [B, N, d].
         relation: CLS and patch tokens of the composite [B, 1 + N', d].
         instances: boxes of the persons in the composite; None unless they are related.

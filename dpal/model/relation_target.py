@@ -16,6 +16,7 @@ from dpal.base.errors import ConfigError
 from dpal.model.networks import Spec, build_network
 from dpal.model.timm_import import timm
 from dpal.model.timm_teacher import TimmNetwork
+from dpal.model.weights import warn_once
 
 
 class FrozenQkv(nn.Module):
@@ -56,6 +57,8 @@ class FrozenQkv(nn.Module):
 def attention_projection(spec: Spec, taught_weights: Path | None = None) -> FrozenQkv:
     """The frozen QKV of the block behind the tap of a ViT teacher.
 
+    Of a PATH teacher's last block it warns: published files probably never trained it.
+
     Raises:
         ConfigError: for a teacher without such attention, for the tap "norm", and for the output
             of the last block, behind which there is no attention.
@@ -86,5 +89,11 @@ def attention_projection(spec: Spec, taught_weights: Path | None = None) -> Froz
         raise ConfigError(
             f"teacher.tap={tap!r}: block {number} of {type(model).__name__} has no QKV projection; "
             "accepted are plain ViT teachers"
+        )
+    if spec.kind == "path" and number == len(blocks) - 1:
+        warn_once(
+            f"{spec.weights}: teacher.tap={tap!r} takes the relations of block {number}, the last "
+            f"one, which PATH probably never trained (see `dpal inspect`); "
+            f"'block{number - 2}' takes those of the one before"
         )
     return FrozenQkv(blocks[number], number, has_cls=network.has_cls)

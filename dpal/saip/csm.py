@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpal.objective import attention_relation, divergence
 from dpal.saip.blocks import xavier
 
 EXPERT_TEMPERATURE = 0.04
@@ -72,18 +73,13 @@ def attention_loss(student: Tensor, expert: Tensor) -> Tensor:
     heads and queries, for qkv [3, B, H, T, d]. Log-softmax where the reference adds 1e-10 inside
     both logarithms: the same within 1e-10 wherever a probability matters, and never infinite.
     """
-    total = student.new_zeros(student.shape[1], dtype=torch.float32)
-    for left, right in ((0, 1), (2, 2)):
-        s, t = (_log_attention(qkv[left], qkv[right]) for qkv in (student, expert))
-        total = total + (t.exp() * (t - s)).sum(dim=-1).mean(dim=(1, 2))
-    return total
+    terms = [
+        divergence(*(attention_relation(qkv[left], qkv[right]) for qkv in (student, expert)))
+        for left, right in ((0, 1), (2, 2))
+    ]
+    return torch.stack(terms).sum(dim=0)
 
 
 def moved_centre(centre: Tensor, mean_logits: Tensor) -> Tensor:
     """c <- .9 c + .1 mean(t), for a centre and a mean over batch and ranks [K]."""
     return CENTRE_MOMENTUM * centre + (1 - CENTRE_MOMENTUM) * mean_logits
-
-
-def _log_attention(left: Tensor, right: Tensor) -> Tensor:
-    scores = left.float() @ right.float().transpose(2, 3) / left.shape[-1] ** 0.5
-    return scores.log_softmax(dim=-1)  # [B, H, T, T]

@@ -37,13 +37,8 @@ def see_middle(
     Args:
         keep: int64 [B, n]; only these patches enter the first block, T = 1 + n.
     """
-    tokens = student.embed(pixels)
-    if keep is not None:
-        rows = 1 + keep.unsqueeze(2).expand(-1, -1, tokens.shape[2])
-        tokens = torch.cat([tokens[:, :1], tokens.gather(1, rows)], dim=1)
-    for block in student.blocks[: MIDDLE + 1]:
-        tokens = block(tokens)
-    return norm(tokens)
+    cls, patches = student.features_at(pixels, MIDDLE, keep)
+    return norm(torch.cat([cls.unsqueeze(1), patches], dim=1))
 
 
 def see(student: VitStudent, norm: nn.Module, pixels: Tensor) -> Seen:

@@ -312,6 +312,19 @@ def test_relations_are_those_of_the_block_behind_the_tap(tmp_path) -> None:
     assert not any(parameter.requires_grad for parameter in target.parameters())
 
 
+def test_relations_of_paths_last_block_are_warned_about(tmp_path, caplog) -> None:
+    path, mae = save(files.path_file("raw"), tmp_path), tmp_path / "mae.pth"
+    torch.save({"model": files.vit_state(17)}, mae)
+    with caplog.at_level(logging.WARNING, "dpal"):
+        attention_projection(spec("path", path, tap="block0"))
+        attention_projection(spec("mae", mae, tap="block1"))
+        assert not caplog.messages
+        attention_projection(spec("path", path, tap="block1"))
+    assert len(caplog.messages) == 1
+    assert "block 2" in caplog.messages[0]
+    assert "'block0'" in caplog.messages[0]
+
+
 def test_relations_behind_norm_or_the_last_block_are_refused(tmp_path) -> None:
     path = save(files.path_file("raw"), tmp_path)
     with pytest.raises(ConfigError, match=r"'norm' of teacher.kind=path.*'block<k>'"):
