@@ -18,6 +18,7 @@ from dpal.base.telemetry import (
     CACHE_SHARDS_TOTAL,
     Telemetry,
 )
+from dpal.model.student import build_student
 from jobs.cache_plan import definition_of, is_calibrated, single_teacher_recipes
 from jobs.cache_ray import cache_shards
 from jobs.cache_worker import ShardWorker
@@ -32,6 +33,7 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
     is not loaded, and where nothing is missing Ray is not started.
 
     Raises:
+        ConfigError: for a teacher, or a student of timm, that there is not.
         DataError: for missing or damaged shards, or a shard that keeps killing its actor.
         StopRequested: after SIGTERM, SIGINT or SIGUSR1; finished shards stay.
     """
@@ -46,6 +48,8 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
     shards, done = len(manifest.shards), sum(plan.num_done for plan in plans)
     telemetry.report(CACHE_SHARDS_TOTAL, shards * len(plans))
     telemetry.report(CACHE_SHARDS, done)
+    if recipe.student.family == "timm" and any(plan.has_work for plan in plans):
+        build_student(recipe.student)  # a name that timm does not know costs no cache
     details = []
     for number, plan in enumerate(plans, start=1):
         what = "cache" if len(plans) == 1 else f"cache, teacher {number}/{len(plans)}"

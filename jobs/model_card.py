@@ -60,8 +60,8 @@ pretrained without labels by {method.does}{link}.
 {_scores(scores)}
 ## Licence
 
-The files here carry no licence of their own. The weights derive from the images and the teacher
-named above, whose terms may bind their use; check both before you pass the weights on.
+The files here carry no licence of their own. The weights derive from {_origins(recipe)}
+named above, whose terms may bind their use; check them before you pass the weights on.
 """
 
 
@@ -73,6 +73,11 @@ def _source(recipe: Recipe) -> str:
 
 def _teacher(recipe: Recipe) -> str:
     return "; ".join(teachers_words(recipe)) or "none"
+
+
+def _origins(recipe: Recipe) -> str:
+    teachers = ("", "and the teacher", "and the teachers")[min(len(recipe.aligned_teachers), 2)]
+    return f"the images {teachers}".strip()
 
 
 def _scores(scores: Sequence[Score]) -> str:

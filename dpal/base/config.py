@@ -108,7 +108,8 @@ def _meaning(key: str, field: FieldInfo) -> str:
     section = "teacher" if "teacher" in key else key.partition(".")[0]
     if section in ("method", "teacher") and key.removesuffix(".kind") in (section, "more_teachers"):
         default = "; default dpal" if section == "method" else ""
-        return f"chosen by the word `kind`: {_words_of(section)}{default}"
+        several = "a list of teachers beside `teacher`, each " if key == "more_teachers" else ""
+        return f"{several}chosen by the word `kind`: {_words_of(section)}{default}"
     default = "required" if field.is_required() else f"default {field.default!r}"
     text = field.description or (field.annotation.__doc__ or "").strip()
     return f"{text} ({default})"
@@ -195,6 +196,9 @@ def _sentence(error: ValidationError, section: str = "") -> str:
             f"{_nearest_word(tag, _words(parts[0]))}"
         )
     shown = first["input"] if isinstance(first["input"], str | int | float | bool) else ""
+    if first["type"] == "tuple_type":
+        given = f"={shown}" if shown else ""
+        return f"{key}{given}: accepted is a list, [...]"
     if first["type"] in ("model_type", "model_attributes_type"):
         word = ", or one word of its `kind`" if parts[0] == "method" else ""
         return f"{key}={shown}: accepted is a section of keys and values{word}"

@@ -48,7 +48,7 @@ class Loss(Section):
     expert: float = Field(0.025, ge=0, description="weight of the expert penalty")
     targets: Literal["raw", "standardised", "phi-s"] = Field(
         "raw",
-        description="teacher tokens as they are (reference; of a final norm, so of unit scale), "
+        description="'raw': tokens as the teacher says them (reference; of a final norm), "
         "'standardised' per channel with the cache's statistics (teachers of any other scale), or "
         "'phi-s': turned so that one scale serves every channel and errors keep their ratios",
     )

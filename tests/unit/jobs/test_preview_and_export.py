@@ -15,9 +15,11 @@ from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.engine import EngineState
+from dpal.export import Parity
 from dpal.model.decoder import DynamicPatternDecoder
 from dpal.model.student import build_student
 from jobs import build_shards, export, preview
+from jobs.model_card import model_card
 from jobs.preview_index import read_previews
 
 from tiny import fill_cache, tiny_recipe, tiny_values
@@ -131,9 +133,18 @@ def test_card_says_what_the_model_is_and_withholds_a_licence(recipe: Recipe):
     assert "IoU a" not in card
     assert "40, from" in card
     assert "no licence of their own" in card
+    assert "derive from the images and the teacher\n" in card
     assert "another number of attention heads" in card
     everyone = (layout.export / "model.safetensors").stat().st_mode & 0o044
     assert everyone == (layout.export / "config.json").stat().st_mode & 0o044
+
+
+def test_the_card_of_a_student_without_a_teacher_names_none(tmp_path: Path):
+    method = {"kind": "saip", "local_crops": 3}
+    recipe = resolve_recipe({**tiny_values(tmp_path), "method": method})  # one to compare with
+    card = model_card(recipe, 2, (), Parity(0.0, 0.0, 1.0, 1), 1, 1)
+    assert "| teacher | none |" in card
+    assert "derive from the images\nnamed above" in card
 
 
 def test_unknown_format_is_refused_in_one_sentence(recipe: Recipe):

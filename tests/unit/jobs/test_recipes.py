@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpal.base.config import load_recipe
-from dpal.base.errors import EXIT_DONE
+from dpal.base.errors import EXIT_CONFIG, EXIT_DONE
 from dpal.base.methods import Proteus, TinyMim
 from dpal.base.recipe import Recipe
 from dpal.base.saip import Saip
@@ -89,3 +89,11 @@ def test_the_methods_own_numbers() -> None:
     assert (dpal.loss.identity, dpal.loss.shape, dpal.loss.relation) == (1, 1, 1)
     assert recipe("dpal_swin").decoder.patterns == 2
     assert len(recipe("several_teachers").teachers) == 2
+
+
+def test_a_list_is_asked_for_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    one = "more_teachers={kind: mobilesam, weights: a.pt}"
+    assert main(["train", str(FOLDER / "demo.yaml"), one, "--dry-run"]) == EXIT_CONFIG
+    assert capsys.readouterr().err == "dpal train: more_teachers: accepted is a list, [...]\n"
+    assert main(["explain", "more_teachers"]) == EXIT_DONE
+    assert "a list of teachers beside `teacher`" in capsys.readouterr().out

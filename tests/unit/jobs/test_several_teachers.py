@@ -24,6 +24,7 @@ from tiny import tiny_values
 
 ONNX = {"kind": "onnx", "weights": "nets/reid.onnx", "global_output": "g", "dense_output": "d"}
 TIMM = {"kind": "timm", "name": "vit_tiny_patch16_224"}
+SIZE = {"height": 128, "width": 64}
 TAUGHT = {"kind": "taught", "width": 48, "depth": 1, "heads": 3, "steps": 2, "global_batch": 8}
 
 
@@ -34,8 +35,8 @@ def recipe_of(folder: Path, first: dict | None, *more: dict, method: str = "dpal
             "name": "several",
             "output": str(folder),
             "data": {"images": ["synthetic"], "synthetic": synthetic},
-            "views": {"height": 128, "width": 64},
-            "student": {"height": 128, "width": 64},
+            "views": SIZE,
+            "student": SIZE,
             "method": method,
             "teacher": first,
             "more_teachers": list(more),
@@ -129,3 +130,12 @@ def test_saip_has_nothing_to_cache_and_no_loss_to_diagnose(
     said = capsys.readouterr().err
     assert "method.kind=saip has no loss" in said
     assert said.count("\n") == 1
+
+
+def test_a_student_that_timm_does_not_know_costs_no_cache(tmp_path: Path) -> None:
+    values = {**tiny_values(tmp_path), "student": {"name": "resnet0", **SIZE}}
+    recipe = resolve_recipe(values)
+    build_shards.run(recipe)
+    with pytest.raises(ConfigError, match="resnet0"):
+        cache_features.run(recipe)
+    assert not list(tmp_path.rglob("header.json"))
