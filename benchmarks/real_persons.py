@@ -1,4 +1,4 @@
-"""Unpack real person sets into the folders that `jobs/recipes/real_persons.yaml` reads.
+"""Unpack real person sets into the folders that `real_persons.yaml` and the real grids read.
 
     python benchmarks/real_persons.py SHARED_DATA OUT
 
@@ -11,7 +11,7 @@ SHARED_DATA holds `<set>/images.zip` and label files; OUT receives
                   (boxes.csv, as `data.scenes` reads it)
     reid/         cuhk03 val, identities that are not in persons/ (labels.csv: file,pid,cam)
     parsing/      ccp photos with a mask, classes merged (labels.csv: file,mask,split)
-    weights/      the teachers of that recipe, from the `weights` folder beside SHARED_DATA
+    weights/      the teachers of these recipes, from the `weights` folder beside SHARED_DATA
 
 Only members that the label files or a fixed pattern name are read, and the name of every written
 file is made here, so no path in an archive becomes a path on disk. A folder is published when it
@@ -38,7 +38,11 @@ from dpal.base.errors import DataError, DpalError
 
 MAX_MEMBER_BYTES = 8_000_000
 LSP_PRETRAINING = 3200
-TEACHERS = ("reid-0267_global_dense.onnx", "vit_small_patch14_saliency_timm_fp16.pth")
+TEACHERS = (
+    "reid-0267_global_dense.onnx",
+    "vit_small_patch14_saliency_timm_fp16.pth",
+    "mobile_sam.pt",
+)
 PARSING_TEST_SHARE = 4  # the last quarter by name: neighbours are often the same person
 
 # Clothing Co-Parsing's 59 names in 9 groups that a person crop of 256 x 128 can resolve.

@@ -93,7 +93,7 @@ def test_folders_hold_the_right_halves(script, data, tmp_path):
         "scenes": 3,
         "reid": 2,
         "parsing": 4,
-        "weights": 2,
+        "weights": len(script.TEACHERS),
     }
     assert names_in(out / "persons") == [
         "ccp-4.jpg", "ccp-5.jpg", "cuhk03-0_0.jpg", "inria-crop1.jpg", "lsp-00001.jpg",
