@@ -1,7 +1,6 @@
 """`dpal diagnose`: gradient cosines, expert similarity and router entropy of a trained run."""
 
 import json
-import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from dpal.task import Moment
 from dpal.trainer import Schedule
 from jobs.grid import DIAGNOSED
 from jobs.grid_results import read_diagnosis
+from jobs.publish import write_text
 from jobs.train import make_loader, target_sources
 
 BATCHES = 4
@@ -62,9 +62,7 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
     finally:
         batches.close()  # type: ignore[attr-defined]
     record = {**origin, **result._asdict()}
-    aside = layout.diagnosis.with_suffix(f".{os.getpid()}.partial")
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, layout.diagnosis)
+    write_text(layout.diagnosis, json.dumps(record, indent=1) + "\n")
     return record
 
 

@@ -19,7 +19,7 @@ from dpal.views import ViewPlan, render
 from jobs.backbones import last_checkpoint, student_of
 from jobs.model_card import model_card
 from jobs.preview import sample_images
-from jobs.publish import new_folder
+from jobs.publish import new_folder, write_text
 from jobs.report_data import read_scores
 from jobs.stage import StageResult
 
@@ -119,9 +119,7 @@ def _is_done(file: Path, digest: str) -> bool:
 def _write_parity(file: Path, parity: Parity, step: int, digest: str) -> None:
     written = datetime.now(UTC).strftime("%Y-%m-%d")
     values = {"digest": digest, "step": step, "written": written, **parity._asdict()}
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    aside.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(aside, file)
+    write_text(file, json.dumps(values, indent=2) + "\n")
 
 
 def _words(parity: Parity) -> str:

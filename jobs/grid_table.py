@@ -1,22 +1,19 @@
 """The table of a grid: `table.md` for a person, `table.json` for a program, text for a terminal."""
 
 import json
-import os
 from collections.abc import Sequence
 
 from jobs.grid import Plan
 from jobs.grid_results import DIAGNOSTICS, ArmResult, Measure
+from jobs.publish import write_text
 
 CLASS = "IoU "  # metrics of single classes go into a table of their own
 
 
 def write_table(plan: Plan, rows: Sequence[ArmResult]) -> None:
     """Write `table.md` and `table.json` into the grid's folder."""
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.md", markdown(plan, rows)), ("table.json", as_json(plan, rows))):
-        aside = plan.folder / f"{name}.{os.getpid()}.partial"
-        aside.write_text(text)
-        os.replace(aside, plan.folder / name)
+    write_text(plan.folder / "table.md", markdown(plan, rows))
+    write_text(plan.folder / "table.json", as_json(plan, rows))
 
 
 def markdown(plan: Plan, rows: Sequence[ArmResult]) -> str:

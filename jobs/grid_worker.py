@@ -18,6 +18,7 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.grid import GridRun, Plan, distinct_teachers, largest_views, load_plan
 from jobs.grid_results import TEACHERS, grid_identity, result_identity
+from jobs.publish import write_text
 from jobs.saved_recipe import save_recipe
 
 
@@ -133,10 +134,7 @@ def _link_shared(shared: Path, folder: Path) -> None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, path)
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

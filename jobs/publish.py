@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders and small files that appear whole or not at all."""
 
 import os
 import shutil
@@ -33,6 +33,20 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise StorageError(f"cannot write {str(target)!r}: {error.strerror or error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` where `path` is, at once; its folder is made. Raises StorageError."""
+    aside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_text(text)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
 
 
 def _swap(aside: Path, target: Path) -> None:

@@ -1,10 +1,11 @@
 """The rows of `evaluation.json`: who was scored on what, and the table a person reads."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from jobs.publish import write_text
 
 HEADLINE = {"reid": "mAP", "parsing": "mIoU"}
 
@@ -59,9 +60,8 @@ class Scores:
             self.rows.append(row)
             stale.append(False)
         self.rows = [kept for kept, old in zip(self.rows, stale, strict=True) if not old]
-        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
-        aside.write_text(json.dumps([kept._asdict() for kept in self.rows], indent=1) + "\n")
-        os.replace(aside, self.path)
+        rows = [kept._asdict() for kept in self.rows]
+        write_text(self.path, json.dumps(rows, indent=1) + "\n")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpal.base.errors import StorageError
-from jobs.publish import new_folder
+from jobs.publish import new_folder, write_text
 
 KILLED = """
 import os, signal
@@ -63,3 +63,16 @@ def test_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="export"), new_folder(tmp_path / "file" / "export"):
         pass
+
+
+def test_a_text_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path):
+    path = tmp_path / "new" / "table.md"
+    for text in ("first", "second"):
+        write_text(path, text)
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*table\.md"):
+        write_text(path, "third")
+    assert list(path.parent.iterdir()) == [path]
