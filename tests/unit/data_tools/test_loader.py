@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_scenes import ARMS, arm_recipe
 
 from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import load_backgrounds
@@ -20,6 +19,7 @@ from dpal.batch import Needs, TrainBatch
 from dpal.views import ViewPlan
 
 from tiny import tiny_recipe
+from tiny_scenes import ARMS, arm_recipe
 
 
 @pytest.fixture

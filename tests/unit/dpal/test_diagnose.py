@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_task import made_batch, made_recipe, moment, task_of
 from torch import nn
 
 from dpal.base.errors import ConfigError
 from dpal.base.losses import Loss
 from dpal.diagnose import LEVELS, WHOLE, block_of, gradient_cosines
 from dpal.task import Losses, Task
+
+from made_task import made_batch, made_recipe, moment, task_of
 
 PAIRS = ["identity-shape", "identity-relation", "shape-relation"]
 

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
-from made_task import TEACHER, made_recipe
 
 from dpal.base.config import explain, resolve_recipe
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
+
+from made_task import TEACHER, made_recipe
 
 BLOCK = {**TEACHER, "tap": "block9"}
 ONNX = {"kind": "onnx", "weights": "a.onnx", "global_output": "g", "dense_output": "d"}

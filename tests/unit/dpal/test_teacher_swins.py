@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import teacher_files as files
 import torch
-import vit_in_numpy as reference
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +16,9 @@ from dpal.model.relation_target import attention_projection
 from dpal.model.swin_teacher import SwinNetwork
 from dpal.model.teacher import build_teacher, teacher_identity
 from dpal.model.timm_import import timm
+
+import teacher_files as files
+import vit_in_numpy as reference
 
 VIEW = (64, 32)
 ROOT = Path(__file__).parents[3]

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+
+from dpal.chance import generator
+from dpal.task import Losses, Task
+
 from made_task import (
     TEACHER,
     MadeTargets,
@@ -11,9 +15,6 @@ from made_task import (
     moment,
     task_of,
 )
-
-from dpal.chance import generator
-from dpal.task import Losses, Task
 
 OTHERS = [{**TEACHER, "tap": "block3"}, {**TEACHER, "tap": "block4"}]
 SOURCES = (MadeTargets(0, 24), MadeTargets(1, 36, scale=1.3), MadeTargets(2, 24, scale=0.8))

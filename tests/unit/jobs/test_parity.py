@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_scenes import ARMS, arm_recipe
 
 from data_tools.backgrounds import load_backgrounds
 from data_tools.manifest import load_manifest
@@ -19,6 +18,7 @@ from dpal.task import Losses, Moment
 from jobs.train import make_loader, target_sources
 
 from tiny import fill_cache, tiny_recipe
+from tiny_scenes import ARMS, arm_recipe
 
 
 def first_batch(recipe: Recipe) -> tuple[TrainBatch, Losses]:

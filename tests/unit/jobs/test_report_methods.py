@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_task import TEACHER, made_recipe
 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
@@ -21,6 +20,8 @@ from jobs.report_data import gather
 from jobs.report_page import page
 from jobs.report_training import TERM_NOTES
 from jobs.words import teacher_words
+
+from made_task import TEACHER, made_recipe
 
 BLOCK = {**TEACHER, "tap": "block9"}
 SAM = {"kind": "mobilesam", "weights": "a/mobile_sam.pt"}
