@@ -36,7 +36,7 @@ class Checkpoint:
     Attributes:
         path: its folder.
         step: optimiser steps done.
-        science: `Recipe.science()` of the run that wrote it.
+        science: what the run learns from and how, by dotted key; see `jobs.train.science_of`.
         files: SHA-256 by file name.
     """
 

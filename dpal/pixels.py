@@ -19,4 +19,4 @@ def student_pixels(
         shrink: see `normalise_planes`.
     """
     planes = planes_of(torch.from_numpy(views).to(device))
-    return normalise_planes(add_noise(planes, torch.from_numpy(noise).to(device)), shrink)
+    return normalise_planes(add_noise(planes, torch.from_numpy(noise)), shrink)

@@ -85,6 +85,7 @@ class Trainer:
 
     Args:
         recipe: schedule, loss weights and reporting.
+        science: what a checkpoint is of: it is continued by the same values alone.
         engine: holds the task.
         source: this rank's micro-batches.
         folder: where checkpoints go.
@@ -96,6 +97,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
+        science: Mapping[str, Any],
         engine: Engine,
         source: BatchSource,
         folder: Path,
@@ -105,6 +107,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.engine, self.source, self.folder = recipe, engine, source, folder
         self.events, self.telemetry, self.stop = events, telemetry, stop
+        self.science = science
         self.task: Task = engine.module
         self.schedule = Schedule.of(recipe, source.num_samples)
         self._committed_step = -1
@@ -210,7 +213,7 @@ class Trainer:
         if self.engine.world.rank == 0:
             keep = self.recipe.train.keep_checkpoints
             try:
-                checkpoint.commit(self.folder, state, self.recipe.science(), keep)
+                checkpoint.commit(self.folder, state, self.science, keep)
             except StorageError as caught:
                 error = caught
         # All ranks wait for the first one here, and learn whether it failed.

@@ -16,7 +16,6 @@ Floats = NDArray[np.float32]
 
 PLATE = (21, 24, 31)  # background of a mosaic: sits well on a light and on a dark page
 INK = (205, 211, 222)
-MASK_COLOUR = (255, 138, 61)
 
 
 class FeatureMaps(NamedTuple):
@@ -113,16 +112,6 @@ def heat_overlay(image: Picture, weights: NDArray[np.floating], opacity: float =
     heat = _inferno()[np.rint(np.clip(smooth, 0, 1) * 255).astype(np.uint8)]  # [H, W, 3]
     grey = image.astype(np.float32).mean(2, keepdims=True)
     return np.rint(opacity * heat + (1 - opacity) * grey).astype(np.uint8)
-
-
-def mask_overlay(
-    image: Picture, mask: NDArray[np.floating], colour: tuple[int, int, int] = MASK_COLOUR
-) -> Picture:
-    """Tint the image where the mask (0..1, any size) is high and darken it where it is low."""
-    height, width = image.shape[:2]
-    weight = np.clip(_resize_map(np.asarray(mask, np.float32), (height, width)), 0, 1)[..., None]
-    tinted = 0.65 * image + 0.35 * np.asarray(colour, np.float32)
-    return np.rint(weight * tinted + (1 - weight) * (0.35 * image)).astype(np.uint8)
 
 
 def mark_point(image: Picture, row: float, column: float) -> Picture:

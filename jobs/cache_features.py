@@ -10,6 +10,7 @@ from typing import NamedTuple
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache, finished_shards, open_cache_store
 from data_tools.manifest import Manifest, ShardRef, manifest_of
+from dpal.base.layout import RunLayout
 from dpal.base.progress import Progress
 from dpal.base.recipe import Recipe
 from dpal.base.telemetry import (
@@ -18,6 +19,7 @@ from dpal.base.telemetry import (
     CACHE_SHARDS_TOTAL,
     Telemetry,
 )
+from dpal.model.relation_target import attention_projection
 from dpal.model.student import build_student
 from jobs.cache_plan import definition_of, is_calibrated, single_teacher_recipes
 from jobs.cache_ray import cache_shards
@@ -33,7 +35,8 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
     is not loaded, and where nothing is missing Ray is not started.
 
     Raises:
-        ConfigError: for a teacher, or a student of timm, that there is not.
+        ConfigError: for a teacher, or a student of timm, that there is not, and for a teacher
+            that cannot teach TinyMIM.
         DataError: for missing or damaged shards, or a shard that keeps killing its actor.
         StopRequested: after SIGTERM, SIGINT or SIGUSR1; finished shards stay.
     """
@@ -50,6 +53,9 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
     telemetry.report(CACHE_SHARDS, done)
     if recipe.student.family == "timm" and any(plan.has_work for plan in plans):
         build_student(recipe.student)  # a name that timm does not know costs no cache
+    if recipe.method.kind == "tinymim" and any(plan.has_work for plan in plans):
+        for teacher in recipe.teachers:  # nor does a tap without attention behind it
+            attention_projection(teacher, RunLayout(recipe.run_dir).teacher)
     details = []
     for number, plan in enumerate(plans, start=1):
         what = "cache" if len(plans) == 1 else f"cache, teacher {number}/{len(plans)}"

@@ -44,6 +44,9 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
     before = read_diagnosis(folder)
     if before is not None and {key: before.get(key) for key in origin} == origin:
         return before
+    # Dropping would compare gradients of different teachers.
+    everyone = recipe.loss.model_copy(update={"teacher_drop": 0.0})
+    recipe = recipe.model_copy(update={"loss": everyone})
     manifest = manifest_of(recipe)
     pool = load_backgrounds(recipe)
     sources, caches = target_sources(recipe, manifest, pool)

@@ -7,6 +7,7 @@ dpal/objective.py.
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -53,7 +54,7 @@ def run(recipe: Recipe) -> StageResult:
     total = Schedule.of(recipe, manifest.num_samples).total
     restored = checkpoint.latest(layout.checkpoints)
     if restored is not None:
-        checkpoint.check_same_science(restored, recipe.science())
+        checkpoint.check_same_science(restored, science_of(recipe, manifest))
         if restored.step >= total:
             return StageResult("train", True, f"{total} steps were done before")
     world, num_ranks = World.from_environment(), recipe.train.processes * num_nodes()
@@ -66,6 +67,11 @@ def run(recipe: Recipe) -> StageResult:
     elif not train_rank(recipe, manifest, world):
         raise StopRequested(f"stopped with a committed checkpoint in {layout.checkpoints}")
     return StageResult("train", False, f"{total} steps of {recipe.train.global_batch} images")
+
+
+def science_of(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+    """What decides what is learned, by dotted key: of the recipe, and which images they are."""
+    return {**recipe.science(), "data.shards": manifest.digest}
 
 
 def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
@@ -89,7 +95,9 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
         _write_start(events, engine, world)
         folder = layout.checkpoints
         try:
-            return Trainer(recipe, engine, source, folder, events, telemetry, stop).run()
+            science = science_of(recipe, manifest)
+            trainer = Trainer(recipe, science, engine, source, folder, events, telemetry, stop)
+            return trainer.run()
         finally:
             events.close()
             engine.close()

@@ -51,6 +51,12 @@ def _teachers(recipe: "Recipe") -> str:
     drop = recipe.loss.teacher_drop
     if drop != default_of(Loss, "teacher_drop") and len(recipe.teachers) < 2:
         return f"loss.teacher_drop={drop} has no effect without more_teachers"
+    compared = kind != "tinymim" and recipe.aligned_teachers  # relations are of one scale
+    if compared and len(recipe.teachers) > 1 and drop and recipe.loss.targets == "raw":
+        return (
+            "loss.targets=raw with more_teachers and teacher dropping compares losses of unlike "
+            "scale; accepted are phi-s and standardised, or loss.teacher_drop=0"
+        )
     return ""
 
 

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cluster.ranks import free_port
-from data_tools.manifest import ShardRef
+from data_tools.manifest import ShardRef, manifest_of
 from dpal import checkpoint
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.engine import EngineState
-from jobs import cache_features
+from jobs import cache_features, train
 from jobs.cache_worker import ShardWorker
 
 from command import call, checked, files, spawn
@@ -261,8 +261,12 @@ def test_checkpoints_of_another_recipe_are_not_gone_on_from(
 ) -> None:
     recipe, path = world
     state = EngineState(2, {"student.a": torch.ones(1)}, {"a": torch.ones(1)}, {})
-    checkpoint.commit(RunLayout(tmp_path / "tiny").checkpoints, state, recipe.science(), 1)
+    science = train.science_of(recipe, manifest_of(recipe))
+    checkpoint.commit(RunLayout(tmp_path / "tiny").checkpoints, state, science, 1)
     before = files(tmp_path)
+    fewer = call(capsys, "train", path, f"output={tmp_path}", "data.max_shards=1")
+    assert fewer.code == 2
+    assert "data.shards" in fewer.sentence, "other images"
     changed = ["train.lr=1e-3", "loss.shape=0.5", "train.log_every=7"]
     answer = call(capsys, "train", path, f"output={tmp_path}", *changed)
     assert answer.code == 2

@@ -36,7 +36,16 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         {"teacher": None, "more_teachers": [TEACHER], "method": "saip"},
         ("needs a teacher",),
     ),
-    ("one teacher twice", {"more_teachers": [TEACHER]}, ("more_teachers.0", "differ")),
+    (
+        "one teacher twice",
+        {"more_teachers": [TEACHER], "loss": {"targets": "standardised"}},
+        ("more_teachers.0", "differ"),
+    ),
+    (
+        "dropping by losses of unlike scale",
+        {"more_teachers": [BLOCK]},
+        ("loss.targets=raw", "phi-s", "loss.teacher_drop=0"),
+    ),
     ("dropping the only teacher", {"loss": {"teacher_drop": 0.3}}, ("loss.teacher_drop=0.3",)),
     ("relations without composites", {"views": {**SIZE, "composites": 0}}, ("loss.relation=1.0",)),
     (

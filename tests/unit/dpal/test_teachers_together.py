@@ -22,7 +22,7 @@ SOURCES = (MadeTargets(0, 24), MadeTargets(1, 36, scale=1.3), MadeTargets(2, 24,
 
 def together(method: str, drop: float, sources: tuple[MadeTargets, ...] = SOURCES) -> Task:
     others = OTHERS[: len(sources) - 1]
-    loss = {"teacher_drop": drop}
+    loss = {"teacher_drop": drop, "targets": "standardised" if drop else "raw"}
     return task_of(made_recipe(method, more_teachers=others, loss=loss), *sources)
 
 

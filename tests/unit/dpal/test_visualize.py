@@ -89,14 +89,6 @@ def test_heat_is_brighter_where_the_weight_is_higher():
     assert overlay[:48].mean() > overlay[80:].mean() + 40
 
 
-def test_mask_keeps_the_person_and_darkens_the_rest():
-    mask = np.zeros(SIZE, np.float32)
-    mask[:64] = 1
-    overlay = visualize.mask_overlay(np.full((*SIZE, 3), 200, np.uint8), mask)
-    assert overlay[:60].mean() > 150
-    assert overlay[70:].mean() < 80
-
-
 def test_marked_point_changes_the_picture_only_around_it():
     picture = np.full((*SIZE, 3), 90, np.uint8)
     changed = (visualize.mark_point(picture, 32, 16) != picture).any(-1)

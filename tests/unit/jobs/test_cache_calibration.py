@@ -161,7 +161,8 @@ def test_a_damaged_object_is_refused_and_audited(recipe: Recipe, damage: str) ->
 
 def two_teachers(tmp_path: Path) -> Recipe:
     values = tiny_values(tmp_path)
-    recipe = resolve_recipe(values | {"more_teachers": [values["teacher"] | {"tap": "block3"}]})
+    more = {"more_teachers": [values["teacher"] | {"tap": "block3"}]}
+    recipe = resolve_recipe({**values, **more, "loss": {"targets": "standardised"}})
     build_shards.run(recipe)
     return recipe
 

@@ -86,7 +86,7 @@ def test_two_patterns_make_a_table_of_two(tmp_path: Path) -> None:
 
 
 def test_several_teachers_have_a_line_each(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, "mse", more_teachers=[SAM])
+    recipe = recipe_of(tmp_path, "mse", more_teachers=[SAM], loss={"targets": "standardised"})
     write_events(recipe, ("loss", "identity", "shape"), teacher_loss=[1.0, 2.0])
     assert "Teachers" in charts(recipe)
     text = page(gather(recipe))

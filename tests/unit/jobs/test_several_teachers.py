@@ -40,6 +40,7 @@ def recipe_of(folder: Path, first: dict | None, *more: dict, method: str = "dpal
             "method": method,
             "teacher": first,
             "more_teachers": list(more),
+            "loss": {"targets": "standardised"},
         }
     )
 
@@ -78,7 +79,8 @@ def test_evaluation_compares_the_student_with_every_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = tiny_values(tmp_path)
-    recipe = resolve_recipe(values | {"more_teachers": [values["teacher"] | {"tap": "block3"}]})
+    more = {"more_teachers": [values["teacher"] | {"tap": "block3"}]}
+    recipe = resolve_recipe({**values, **more, "loss": {"targets": "standardised"}})
     untrained = backbones.untrained_student(recipe)
     monkeypatch.setattr(backbones, "_latest", lambda folder: None)
     monkeypatch.setattr(backbones, "_trained", lambda recipe, found: untrained)
@@ -105,7 +107,8 @@ def test_the_table_is_as_wide_as_the_names_and_the_report_takes_the_best(tmp_pat
 
 def test_audit_names_what_is_damaged_in_any_teachers_cache(tmp_path: Path) -> None:
     values = tiny_values(tmp_path)
-    recipe = resolve_recipe(values | {"more_teachers": [values["teacher"] | {"tap": "block3"}]})
+    more = {"more_teachers": [values["teacher"] | {"tap": "block3"}]}
+    recipe = resolve_recipe({**values, **more, "loss": {"targets": "standardised"}})
     build_shards.run(recipe)
     stores = []
     for single in single_teacher_recipes(recipe):
