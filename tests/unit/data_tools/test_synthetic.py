@@ -205,7 +205,7 @@ def test_a_finished_data_set_is_left_alone(dataset: Path) -> None:
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "synthetic"
     code = (
-        "import sys; from pathlib import Path; from dpal.base.recipe import Synthetic;"
+        "import sys; from pathlib import Path; from dpal.base.inputs import Synthetic;"
         "from data_tools.synthetic import write_dataset;"
         f"write_dataset(Path(sys.argv[1]), Synthetic(**{SMALL.model_dump()}), 3)"
     )
