@@ -170,7 +170,8 @@ def _fit_timm(name: str, file: WeightsFile) -> Fit:
 def _vit_text(model: Any) -> str:
     patch = model.patch_embed.patch_size[0]
     heads = model.blocks[0].attn.num_heads
-    return f"ViT, width {model.embed_dim}, {len(model.blocks)} blocks, {heads} heads, patch {patch}"
+    size = f"ViT, width {model.embed_dim}, {len(model.blocks)} blocks, patch {patch}"
+    return f"{size}, {heads} heads (by its width: no tensor tells their number)"
 
 
 def _prefix_text(model: Any) -> str:
