@@ -29,13 +29,6 @@ def add_noise(planes: Tensor, noise: Tensor) -> Tensor:
     return noisy
 
 
-def noisy_pixels(views: Tensor, noise: Tensor) -> Tensor:
-    """Noise [B, 6] on views uint8 [B, H, W, 3], rounded to uint8: what a teacher takes in."""
-    planes = views.permute(0, 3, 1, 2).float() / 255
-    noisy = add_noise(planes, noise).mul_(255).round_().clamp_(0, 255)
-    return noisy.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
 def luma(planes: Tensor) -> Tensor:
     """ITU-R 601 luma [B, 1, H, W]."""
     red, green, blue = planes.split(1, dim=1)

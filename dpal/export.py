@@ -25,9 +25,10 @@ from dpal.base.students import PATCH
 from dpal.base.students import Student as StudentSpec
 from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
 from dpal.export_loaders import LOADERS
-from dpal.model.student import SHAPES, Student, VitStudent, normalise
+from dpal.model.student import SHAPES, Student, VitStudent
 from dpal.model.students.pyramid import timm_arguments, timm_name
 from dpal.model.timm_import import timm  # noqa: F401  (load.py imports timm after this door)
+from dpal.pixels import normalise
 
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224",

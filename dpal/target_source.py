@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from dpal.augment import noisy_pixels
 from dpal.batch import TrainBatch
 from dpal.model.tokens import FrozenBackbone, Tokens
+from dpal.pixels import noisy_pixels
 from dpal.targets import TargetHeader, decode_batch
 
 

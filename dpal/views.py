@@ -157,7 +157,7 @@ class ViewPlan:
     def base(self, key: str, index: int, source: tuple[int, int]) -> ViewSpec:
         """Pinned base view `index`: views 2g and 2g + 1 are geometry g, plain and flipped."""
         rng = self._rng(key, "base", index // 2)
-        box = _random_box(rng, Box(0, 0, *source), self.views.scale, self.views.aspect)
+        box = random_box(rng, Box(0, 0, *source), self.views.scale, self.views.aspect)
         return ViewSpec(box, flip=bool(index % 2))
 
     def crops(self, key: str, index: int, epoch: int, source: tuple[int, int]) -> list[ViewSpec]:
@@ -189,7 +189,7 @@ class ViewPlan:
         rng = self._rng(key, "composite", index)
         background = int(rng.integers(len(backgrounds)))
         whole = Box(0, 0, *backgrounds[background])
-        behind = _random_box(rng, whole, BACKGROUND_SCALE, BACKGROUND_ASPECT)
+        behind = random_box(rng, whole, BACKGROUND_SCALE, BACKGROUND_ASPECT)
         base = self.base(key, index % self.views.count, source)
         crop = self._crop(rng, base.box)
         second, row = base, None
@@ -198,15 +198,12 @@ class ViewPlan:
                 self.base(partner.key, index % self.views.count, partner.size),
                 partner.row,
             )
-        side, (height, width) = self.views.height, self.crop_size
-        top_a, top_b = (int(rng.integers(side - height - 1)) for _ in range(2))
-        left_a = int(rng.integers(side - 2 * width - 1))
-        left_b = int(rng.integers(left_a + width, side - width - 1))
+        corners = corners_apart(rng, self.views.height, self.crop_size)
         return CompositeSpec(
             background=background,
             background_view=ViewSpec(behind, flip=bool(rng.random() < 0.5)),
             persons=(crop, second),
-            corners=((top_a, left_a), (top_b, left_b)),
+            corners=corners,
             partner=row,
         )
 
@@ -218,7 +215,7 @@ class ViewPlan:
         """
         rng = self._rng(key, "scene", index)
         scene = int(rng.integers(len(scenes)))
-        box = _random_box(rng, Box(0, 0, *scenes[scene]), SCENE_SCALE, SCENE_ASPECT)
+        box = random_box(rng, Box(0, 0, *scenes[scene]), SCENE_SCALE, SCENE_ASPECT)
         return SceneSpec(scene, ViewSpec(box, flip=bool(rng.random() < 0.5)))
 
     def photometric(self, key: str, epoch: int, view: int, blur_probability: float) -> Photometric:
@@ -232,7 +229,7 @@ class ViewPlan:
         return _photometric(self._rng(key, f"photometric-{kind}", index), BLUR_PROBABILITY[kind])
 
     def _crop(self, rng: np.random.Generator, inside: Box) -> ViewSpec:
-        box = _random_box(rng, inside, self.views.crop_scale, self.views.aspect)
+        box = random_box(rng, inside, self.views.crop_scale, self.views.aspect)
         return ViewSpec(box, flip=bool(rng.random() < 0.5))
 
     def _cycle(self, key: str, purpose: str, epoch: int, count: int) -> int:
@@ -326,7 +323,18 @@ def _photometric(rng: np.random.Generator, blur_probability: float) -> Photometr
     )
 
 
-def _random_box(
+def corners_apart(
+    rng: np.random.Generator, side: int, size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(top, left) of two pictures of `size` in a square, the second right of the first."""
+    height, width = size
+    top_a, top_b = (int(rng.integers(side - height - 1)) for _ in range(2))
+    left_a = int(rng.integers(side - 2 * width - 1))
+    left_b = int(rng.integers(left_a + width, side - width - 1))
+    return (top_a, left_a), (top_b, left_b)
+
+
+def random_box(
     rng: np.random.Generator,
     inside: Box,
     scale: tuple[float, float],

@@ -28,12 +28,12 @@ from data_tools.manifest import ShardRef, manifest_of
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
-from dpal.augment import noisy_pixels
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.recipe import Recipe
 from dpal.calibration import fit_calibration
 from dpal.model.teacher import Teacher
 from dpal.model.tokens import Tokens
+from dpal.pixels import noisy_pixels
 from dpal.record import spec_numbers
 from dpal.targets import encode_batch
 from dpal.views import ViewPlan, render

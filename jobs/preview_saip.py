@@ -6,10 +6,9 @@ import numpy as np
 from PIL import Image
 
 from dpal.saip.views import SaipPixels, SaipPlan, render_saip
+from dpal.views import PERSON_ALPHA
 from dpal.visualize import Picture, mosaic
 from jobs.preview_pictures import Drawn, centred
-
-PERSON = 0.7  # share of the person where it is pasted
 
 
 def draw_saip(
@@ -55,7 +54,7 @@ def _scene(pixels: SaipPixels, plan: SaipPlan) -> Picture:
     pasted = (pixels.locals[-1], _resized(pixels.globals[0], plan.local_size))
     for small, (top, left) in zip(pasted, pixels.corners, strict=True):
         part = scene[top : top + small.shape[0], left : left + small.shape[1]]
-        part[...] = PERSON * small + (1 - PERSON) * part
+        part[...] = PERSON_ALPHA * small + (1 - PERSON_ALPHA) * part
     return scene.round().astype(np.uint8)
 
 

@@ -1,10 +1,29 @@
 """Synthetic checkpoints in the layouts of published teachers: right names, small shapes."""
 
+from pathlib import Path
+
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
+
+import dpal.base.teachers as sections
 
 State = dict[str, Tensor]
 WIDTH, DEPTH, PATCHES = 128, 3, 16
+VIEW = (64, 32)
+
+
+def save(content: object, folder: Path, name: str = "weights.pth") -> Path:
+    """A torch file with `content`."""
+    path = folder / name
+    torch.save(content, path)
+    return path
+
+
+def spec(kind: str, path: Path, **changes: object) -> sections.Teacher:
+    """The `teacher` section of a file, fed with views of `VIEW`."""
+    values = {"kind": kind, "weights": str(path), "input": VIEW, **changes}
+    return TypeAdapter(sections.Teacher).validate_python(values)
 
 
 def vit_state(positions: int, *, width: int = WIDTH, depth: int = DEPTH, seed: int = 0) -> State:

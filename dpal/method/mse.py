@@ -16,15 +16,11 @@ from dpal.base.methods import Mse
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.model.attention import suit_attention
+from dpal.model.static_decoder import projection
 from dpal.model.tokens import Tokens
 from dpal.target_source import Targets, TargetSource
 from dpal.targets import TargetHeader
 from dpal.task import Moment
-
-
-def projection(student_width: int, teacher_width: int) -> nn.Module:
-    """LayerNorm and linear layer from student to teacher width."""
-    return nn.Sequential(nn.LayerNorm(student_width), nn.Linear(student_width, teacher_width))
 
 
 class MseTask(AlignmentTask):

@@ -25,8 +25,8 @@ from dpal.base.methods import Proteus
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.chance import generator
-from dpal.method.mse import projection
 from dpal.model.attention import suit_attention
+from dpal.model.static_decoder import projection
 from dpal.model.tokens import Tokens
 from dpal.target_source import Targets, TargetSource
 from dpal.targets import TargetHeader

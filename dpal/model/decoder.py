@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from dpal.base.losses import Decoder as DecoderSpec
 from dpal.model.attention import attend
 from dpal.model.mixing import MixingNorm
+from dpal.model.start_values import xavier
 
 
 class Pattern(IntEnum):
@@ -181,12 +182,3 @@ def reduction(student_width: int) -> tuple[nn.Module, int]:
         nn.Linear(student_width, REDUCED_WIDTH), nn.GELU(), nn.LayerNorm(REDUCED_WIDTH)
     )
     return reduce, REDUCED_WIDTH
-
-
-def xavier(module: nn.Module) -> None:
-    """Start every linear layer of `module` as the reference does: Xavier weights, zero biases."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

@@ -20,7 +20,7 @@ from dpal.base.teachers import (
     VitTeacher,
 )
 from dpal.model import onnx_teacher, timm_teacher
-from dpal.model.published.mobilesam import MobileSamNetwork, load_mobilesam
+from dpal.model.published.mobilesam import load_mobilesam, mobilesam_network
 from dpal.model.published.solider import STAGES, SoliderNetwork, load_solider
 from dpal.model.published.vit import load_vit
 from dpal.model.timm_teacher import DTYPES
@@ -78,7 +78,7 @@ def _published(spec: PublishedSpec) -> object:
     path = weights_path(spec.weights)
     state = read_weights(path)
     if isinstance(spec, MobileSamTeacher):
-        return MobileSamNetwork(load_mobilesam(state, path)[0], DTYPES[spec.precision])
+        return mobilesam_network(load_mobilesam(state, path)[0], DTYPES[spec.precision])
     if isinstance(spec, SoliderTeacher):
         stage = STAGES - 1 if spec.tap == "norm" else int(spec.tap.removeprefix("stage"))
         model = load_solider(state, path)[0]

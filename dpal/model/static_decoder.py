@@ -18,8 +18,13 @@ from dpal.model.decoder import (
     DynamicPatternDecoder,
     Pattern,
     reduction,
-    xavier,
 )
+from dpal.model.start_values import xavier
+
+
+def projection(student_width: int, teacher_width: int) -> nn.Module:
+    """LayerNorm and linear layer from student to teacher width: [..., d] -> [..., D]."""
+    return nn.Sequential(nn.LayerNorm(student_width), nn.Linear(student_width, teacher_width))
 
 
 class StaticDecoder(nn.Module):
@@ -63,10 +68,7 @@ class LinearDecoder(nn.Module):
 
     def __init__(self, student_width: int, teacher_width: int, heads: int) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(student_width), nn.Linear(student_width, teacher_width))
-            for _ in range(heads)
-        )
+        self.heads = nn.ModuleList(projection(student_width, teacher_width) for _ in range(heads))
         xavier(self)
 
     def forward(self, tokens: Tensor, pattern: Pattern) -> Decoded:

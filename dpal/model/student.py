@@ -1,20 +1,19 @@
-"""Students of every family by recipe, and what turns uint8 pixels into their input.
+"""Students of every family by recipe.
 
 Legend: B images, N patch tokens, D width, H x W pixels.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpal.base.errors import ConfigError
 from dpal.base.students import PATCH
 from dpal.base.students import Student as StudentSpec
-from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
 from dpal.model.students.interface import Student
 from dpal.model.students.pyramid import PyramidStudent
 from dpal.model.students.vit import SHAPES, Shape, VitStudent, set_heads
 from dpal.model.tokens import Tokens
+from dpal.pixels import normalise
 
 __all__ = [
     "SHAPES",
@@ -24,9 +23,6 @@ __all__ = [
     "Student",
     "VitStudent",
     "build_student",
-    "normalise",
-    "normalise_planes",
-    "planes_of",
     "set_heads",
 ]
 
@@ -68,25 +64,3 @@ def build_student(spec: StudentSpec, seed: int | None = None, masked: bool = Fal
         if seed is not None:
             torch.manual_seed(seed)
         return VitStudent(spec, masked) if spec.family == "vit" else PyramidStudent(spec)
-
-
-def planes_of(pixels: Tensor) -> Tensor:
-    """uint8 pixels [B, H, W, 3] as RGB planes in 0..1, float32 [B, 3, H, W]."""
-    return pixels.permute(0, 3, 1, 2).float() / 255
-
-
-def normalise(pixels: Tensor, shrink: int = 1) -> Tensor:
-    """uint8 pixels [B, H, W, 3] as the student's input (see `normalise_planes`)."""
-    return normalise_planes(planes_of(pixels), shrink)
-
-
-def normalise_planes(planes: Tensor, shrink: int = 1) -> Tensor:
-    """RGB planes in 0..1 [B, 3, H, W] to ImageNet-normalised [B, 3, H / shrink, W / shrink].
-
-    Shrinking is the exact mean of `shrink` x `shrink` pixels.
-    """
-    if shrink > 1:
-        planes = F.avg_pool2d(planes, shrink)
-    mean = planes.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = planes.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    return (planes - mean) / std

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dpal.base.errors import ConfigError
+from dpal.model.map_network import MapNetwork
 from dpal.model.timm_import import timm
 
 
-class SwinNetwork:
-    """A timm Swin read at one tap; the global vector is the mean of the map.
+class SwinNetwork(MapNetwork):
+    """A timm Swin read at one tap.
 
     Args:
         model: a Swin that takes any input size.
@@ -32,26 +33,17 @@ class SwinNetwork:
                 f"teacher.tap={tap!r}: accepted are 'norm' and 'stage0' to 'stage{count - 1}'"
             )
         self.stage = None if match is None else int(match[1])
-        self.dtype = dtype
-        self.model = model.eval().requires_grad_(False).to(dtype)
         info = model.feature_info[count - 1 if self.stage is None else self.stage]
-        self.width, self.multiple = int(info["num_chs"]), int(info["reduction"])
+        super().__init__(model, info["num_chs"], info["reduction"], dtype)
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights."""
-        self.model.to(device)
-
-    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float [B, 3, H, W] to a global vector [B, C] and a map [B, C, h, w]."""
-        planes = planes.to(self.dtype)
+    def read(self, planes: Tensor) -> Tensor:
         if self.stage is None:
-            dense = self.model.forward_features(planes).permute(0, 3, 1, 2)
-        else:
-            (dense,) = self.model.forward_intermediates(
-                planes, indices=[self.stage], stop_early=True, intermediates_only=True
-            )
-        dense = dense.float()
-        return dense.mean((2, 3)), dense
+            whole: Tensor = self.model.forward_features(planes)
+            return whole.permute(0, 3, 1, 2)
+        (dense,) = self.model.forward_intermediates(
+            planes, indices=[self.stage], stop_early=True, intermediates_only=True
+        )
+        return dense
 
 
 def is_swin(name: str) -> bool:

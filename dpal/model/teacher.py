@@ -181,9 +181,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _published(
-    spec: PublishedSpec,
-) -> dict[str, Any]:
+def _published(spec: PublishedSpec) -> dict[str, Any]:
     """What, besides kind and input, decides the tokens of a teacher with a file of its own."""
     identity: dict[str, Any] = {
         "weights": sha256_of(weights_path(spec.weights)),

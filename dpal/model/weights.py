@@ -1,6 +1,7 @@
 """Weights files: read without running code, unwrapped, and loaded strictly into a module.
 
-Everything in a file is accounted for: a tensor is loaded, dropped by name and counted, or an error.
+Everything in a file is accounted for: a tensor is loaded, left out by name (a classifier's, and
+what a published layout is known to hold besides the backbone, which is counted), or an error.
 """
 
 import argparse

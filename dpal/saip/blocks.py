@@ -31,11 +31,3 @@ class CrossBlock(nn.Module):
         """Queries [B, M, W] after reading a context [B, N, W]."""
         queries = queries + self.attention(self.norm1(queries), context)
         return queries + self.mlp(self.norm2(queries))
-
-
-def xavier(module: nn.Module) -> None:
-    """Xavier-uniform start values of linear and convolution layers, for `nn.Module.apply`."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dpal.model.start_values import xavier
 from dpal.objective import attention_relation, divergence
-from dpal.saip.blocks import xavier
 
 EXPERT_TEMPERATURE = 0.04
 STUDENT_TEMPERATURE = 0.1
@@ -36,7 +36,7 @@ class PrototypeHead(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, bottleneck),
         )
-        self.apply(xavier)
+        xavier(self)
         # Weight norm with its gain fixed to 1 leaves the rows' directions alone.
         self.prototypes = nn.Parameter(torch.empty(prototypes, bottleneck))
         nn.init.kaiming_uniform_(self.prototypes, a=5**0.5)

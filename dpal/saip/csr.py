@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from dpal.base.students import PATCH
 from dpal.chance import generator
-from dpal.saip.blocks import vit_blocks, xavier
+from dpal.model.start_values import xavier
+from dpal.saip.blocks import vit_blocks
 
 _EPS = 1e-6
 
@@ -87,7 +88,7 @@ class ReconstructionDecoder(nn.Module):
         self.blocks = vit_blocks(width, depth, heads)
         self.norm = nn.LayerNorm(width, eps=_EPS)
         self.predict = nn.Linear(width, 3 * PATCH * PATCH)
-        self.apply(xavier)
+        xavier(self)
 
     def forward(self, tokens: Tensor, first_cls: Tensor, visible: Tensor, cells: int) -> Tensor:
         """Predicted normalised patches [B, N, P].

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from dpal.base.saip import SEARCH_HEADS
 from dpal.base.students import PATCH
-from dpal.saip.blocks import CrossBlock, vit_blocks, xavier
+from dpal.model.start_values import xavier
+from dpal.saip.blocks import CrossBlock, vit_blocks
 
 _QUERY_BLOCKS = 2
 _CONVOLUTIONS = 4
@@ -52,7 +53,7 @@ class SearchDecoder(nn.Module):
         for _ in range(_CONVOLUTIONS - 1):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.GELU()]
         self.convolutions = nn.Sequential(*layers)
-        self.apply(xavier)
+        xavier(self)
 
     def look(self, patches: Tensor) -> Scene:
         """Read the averaged encoder's middle patch tokens of a square scene [B, s * s, D]."""

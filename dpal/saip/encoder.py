@@ -49,11 +49,8 @@ def see(student: VitStudent, norm: nn.Module, pixels: Tensor) -> Seen:
     middle = norm(tokens)
     for block in student.blocks[MIDDLE + 1 : -1]:
         tokens = block(tokens)
-    last = student.blocks[-1]
-    # Once more, and cheaply: the block itself keeps its queries, keys and values to itself.
-    qkv = last.attn.qkv(last.norm1(tokens))
-    qkv = qkv.unflatten(2, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
-    return Seen(middle, student.norm(last(tokens))[:, 0], qkv)
+    last = student.finish(tokens)
+    return Seen(middle, last.tokens.cls, torch.stack([last.q, last.k, last.v]))
 
 
 def see_all(student: VitStudent, norm: nn.Module, views: Sequence[Tensor]) -> list[Seen]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpal.augment import add_noise
-from dpal.model.student import normalise_planes, planes_of
+from dpal.pixels import normalise_planes, planes_of
 from dpal.views import PERSON_ALPHA
 
 _SOLARISE_FROM = 128 / 255

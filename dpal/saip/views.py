@@ -23,9 +23,10 @@ from dpal.views import (
     Box,
     ViewPlan,
     ViewSpec,
+    corners_apart,
+    random_box,
     render,
 )
-from dpal.views import _random_box as random_box
 
 RESCALINGS = (0.75, 0.875, 1.125, 1.25)  # of the last two small images
 ENLARGEMENT = 1.25  # of the view that is reconstructed
@@ -108,7 +109,7 @@ class SaipPlan:
             locals=tuple(crops),
             background=background,
             background_view=self._view(rng, behind, BACKGROUND_SCALE, BACKGROUND_ASPECT),
-            corners=self._corners(rng),
+            corners=corners_apart(rng, self.views.height, self.local_size),
         )
 
     def noise(self, key: str, epoch: int) -> np.ndarray:
@@ -121,13 +122,6 @@ class SaipPlan:
             rows[view, :-1] = plan.photometric(key, epoch, view, _BLUR[kind])
             rows[view, -1] = chance[view] < _SOLARISE[kind]
         return rows
-
-    def _corners(self, rng: np.random.Generator) -> tuple[tuple[int, int], tuple[int, int]]:
-        (height, width), side = self.local_size, self.views.height
-        top_a, top_b = (int(rng.integers(side - height - 1)) for _ in range(2))
-        left_a = int(rng.integers(side - 2 * width - 1))
-        left_b = int(rng.integers(left_a + width, side - width - 1))
-        return (top_a, left_a), (top_b, left_b)
 
     @staticmethod
     def _view(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dpal.base.errors import ConfigError
+from dpal.model.map_network import MapNetwork
 from dpal.model.timm_import import timm
 from dpal.model.weights import bare, count_of, load_strictly, tensor_of
 
@@ -43,23 +44,9 @@ class Encoder(nn.Module):
         return self.neck(self.stages(self.patch_embed(planes)))
 
 
-class MobileSamNetwork:
-    """The encoder as a teacher network; the global vector is the mean of the map."""
-
-    def __init__(self, model: Encoder, dtype: torch.dtype) -> None:
-        self.model = model.eval().requires_grad_(False).to(dtype)
-        self.dtype = dtype
-        self.width = int(model.neck[0].out_channels)
-        self.multiple = STRIDE
-
-    def to(self, device: torch.device) -> None:
-        """Move the weights."""
-        self.model.to(device)
-
-    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float [B, 3, H, W] to a global vector [B, C] and a map [B, C, h, w]."""
-        dense = self.model(planes.to(self.dtype)).float()
-        return dense.mean((2, 3)), dense
+def mobilesam_network(model: Encoder, dtype: torch.dtype) -> MapNetwork:
+    """The encoder as a teacher network."""
+    return MapNetwork(model, model.neck[0].out_channels, STRIDE, dtype)
 
 
 def load_mobilesam(state: dict[str, Any], source: Path) -> tuple[Encoder, dict[str, int]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpal.base.errors import ConfigError
+from dpal.model.map_network import MapNetwork
 from dpal.model.weights import bare, count_of, load_strictly, tensor_of
 
 DROPPED = ("head.", "fc.", "classifier.")
@@ -41,9 +42,7 @@ class WindowAttention(nn.Module):
         """Tokens [B * W, n, C] of windows; `mask` [W, n, n] is added to the logits."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.unflatten(0, (x.shape[1], x.shape[1])).permute(2, 0, 1)[
-            None
-        ]  # [1, heads, n, n]
+        bias = bias.unflatten(0, (x.shape[1], x.shape[1])).permute(2, 0, 1).unsqueeze(0)
         if mask is not None:  # bias [1, heads, n, n]
             repeats = x.shape[0] // mask.shape[0]
             bias = bias + mask[:, None].repeat(repeats, 1, 1, 1)  # [B * W, heads, n, n]
@@ -168,8 +167,8 @@ class SoliderSwin(nn.Module):
         return getattr(self, f"norm{stage}")(x).permute(0, 3, 1, 2)
 
 
-class SoliderNetwork:
-    """A SOLIDER Swin as a teacher network; the global vector is the mean of the map.
+class SoliderNetwork(MapNetwork):
+    """A SOLIDER Swin as a teacher network.
 
     Args:
         stage: 0 to 3; stage 2 has stride 16, stage 3 has stride 32.
@@ -178,19 +177,12 @@ class SoliderNetwork:
     def __init__(
         self, model: SoliderSwin, stage: int, semantic_weight: float, dtype: torch.dtype
     ) -> None:
-        self.model = model.eval().requires_grad_(False).to(dtype)
-        self.stage, self.semantic_weight, self.dtype = stage, semantic_weight, dtype
-        self.width = model.widths[stage]
-        self.multiple = PATCH * 2**stage
+        super().__init__(model, model.widths[stage], PATCH * 2**stage, dtype)
+        self.stage, self.semantic_weight = stage, semantic_weight
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights."""
-        self.model.to(device)
-
-    def __call__(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised float [B, 3, H, W] to a global vector [B, C] and a map [B, C, h, w]."""
-        dense = self.model(planes.to(self.dtype), self.stage, self.semantic_weight).float()
-        return dense.mean((2, 3)), dense
+    def read(self, planes: Tensor) -> Tensor:
+        dense: Tensor = self.model(planes, self.stage, self.semantic_weight)
+        return dense
 
 
 def load_solider(state: dict[str, Any], source: Path) -> tuple[SoliderSwin, dict[str, int]]:

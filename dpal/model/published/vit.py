@@ -209,9 +209,9 @@ def _path_positions(state: dict[str, Any], table: Tensor, source: Path) -> Posit
         place, table = table[:, :1], table[:, 1:]
     grid = _grid(table, source)
     if "cls_token" not in state:
-        warning = "has no CLS token; the mean of the patches stands in for it"
         if place is not None:
             raise ConfigError(f"{source}: missing cls_token, though the file has its position")
+        warning = "has no CLS token; the mean of the patches stands in for it"
         return Positions(nothing, nothing, table, grid, warning)
     cls = _take(state, "cls_token", source, width)
     if place is None:

@@ -121,7 +121,10 @@ class VitStudent(timm.models.vision_transformer.VisionTransformer, Student):
 
     def last_attention(self, pixels: Tensor) -> LastAttention:
         """Tokens, and the queries, keys and values of the last block, in one forward."""
-        x = self.blocks[:-1](self.embed(pixels))
+        return self.finish(self.blocks[:-1](self.embed(pixels)))
+
+    def finish(self, x: Tensor) -> LastAttention:
+        """Last block and final norm of what enters the last block [B, 1 + N, D]."""
         last = self.blocks[-1]
         qkv = last.attn.qkv(last.norm1(x))
         q, k, v = qkv.unflatten(2, (3, last.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpal.augment import add_noise, blur, luma, noisy_pixels, shift_hue
+from dpal.augment import add_noise, blur, luma, shift_hue
+from dpal.pixels import noisy_pixels
 from dpal.views import Photometric
 
 NEUTRAL = Photometric(1.0, 1.0, 1.0, 0.0, False, 0.0)

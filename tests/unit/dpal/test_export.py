@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from dpal import export
 from dpal.base.errors import DataError
 from dpal.base.students import Student as StudentSpec
-from dpal.model.student import Student, build_student, normalise
+from dpal.model.student import Student, build_student
+from dpal.pixels import normalise
 
 USER_SCRIPT = """
 import sys

@@ -6,19 +6,11 @@ import torch
 
 from dpal.calibration import fit_header
 from dpal.shape_mask import batch_mask, mask_of
-from dpal.targets import TargetDefinition, TargetHeader
+from dpal.targets import TargetHeader
 
-GRID, WIDTH = (8, 4), 20
-DEFINITION = TargetDefinition(
-    teacher={"name": "vit"},
-    views={"seed": 0},
-    grid=GRID,
-    composite_grid=(8, 8),
-    codec="int8",
-    manifest="mm",
-    backgrounds="bb",
-    calibration_images=12,
-)
+from made_targets import DEFINITION, GRID
+
+WIDTH = 20
 
 
 def patches(count: int, seed: int = 0) -> np.ndarray:

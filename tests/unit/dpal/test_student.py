@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dpal.base.errors import ConfigError
 from dpal.base.students import Student as StudentSpec
-from dpal.model.student import FrozenStudent, build_student, normalise
+from dpal.model.student import FrozenStudent, build_student
 from dpal.model.students.drop_path import DropPath
 from dpal.model.students.pyramid import PyramidStudent
 from dpal.model.students.vit import SHAPES, Shape, VitStudent
+from dpal.pixels import normalise
 
 FAMILIES = {
     "vit_tiny": 192,

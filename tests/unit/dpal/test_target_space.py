@@ -10,19 +10,10 @@ from dpal.base.errors import ConfigError
 from dpal.calibration import Calibration, fit_calibration
 from dpal.model.tokens import Tokens
 from dpal.target_space import target_space
-from dpal.targets import TargetDefinition
 
-GRID, WIDTH = (8, 4), 24
-DEFINITION = TargetDefinition(
-    teacher={"name": "vit"},
-    views={"seed": 0},
-    grid=GRID,
-    composite_grid=(8, 8),
-    codec="int8",
-    manifest="mm",
-    backgrounds="bb",
-    calibration_images=16,
-)
+from made_targets import DEFINITION, GRID
+
+WIDTH = 24
 
 
 def tokens(count: int, seed: int = 0, width: int = WIDTH) -> tuple[np.ndarray, np.ndarray]:

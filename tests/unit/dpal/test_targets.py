@@ -13,24 +13,15 @@ from dpal.base.inputs import Views
 from dpal.calibration import fit_header
 from dpal.record import damaged_rows, spec_numbers, spec_of
 from dpal.targets import (
-    TargetDefinition,
     TargetHeader,
     decode_batch,
     encode_batch,
 )
 from dpal.views import Box, ViewPlan, ViewSpec
 
-GRID, WIDTH = (8, 4), 48
-DEFINITION = TargetDefinition(
-    teacher={"name": "vit", "weights": "aa"},
-    views={"seed": 0},
-    grid=GRID,
-    composite_grid=(8, 8),
-    codec="int8",
-    manifest="mm",
-    backgrounds="bb",
-    calibration_images=16,
-)
+from made_targets import DEFINITION, GRID
+
+WIDTH = 48
 
 
 def tokens(count: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-import dpal.base.teachers as sections
 from dpal.base.errors import ConfigError
 from dpal.model.relation_target import attention_projection
 from dpal.model.swin_teacher import SwinNetwork
@@ -20,31 +18,12 @@ from dpal.model.timm_import import timm
 import teacher_files as files
 import vit_in_numpy as reference
 
-VIEW = (64, 32)
+VIEW = files.VIEW
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def save(content: object, folder: Path, name: str = "weights.pth") -> Path:
-    path = folder / name
-    torch.save(content, path)
-    return path
-
-
-def spec(kind: str, path: Path, **changes):
-    values = {"kind": kind, "weights": str(path), "input": VIEW, **changes}
-    return TypeAdapter(sections.Teacher).validate_python(values)
-
-
 def build(kind: str, path: Path, view: tuple[int, int] = VIEW, **changes):
-    return build_teacher(spec(kind, path, input=view, **changes), stride=16, view_size=view)
+    return build_teacher(files.spec(kind, path, input=view, **changes), stride=16, view_size=view)
 
 
 def views(size: tuple[int, int] = VIEW, count: int = 2) -> Tensor:
@@ -137,7 +116,7 @@ def solider(planes: np.ndarray, s: dict, stage: int, weight: float) -> np.ndarra
 @pytest.mark.parametrize(("tap", "stage", "weight"), [("norm", 3, 0.2), ("stage2", 2, 1.0)])
 def test_solider_is_its_restatement_token_by_token(tmp_path, tap, stage, weight) -> None:
     numbers = {k: v.double().numpy() for k, v in files.solider_state().items()}
-    path = save(files.solider_file(), tmp_path)
+    path = files.save(files.solider_file(), tmp_path)
     teacher = build("solider", path, tap=tap, semantic_weight=weight)
     for size in (VIEW, (64, 64)):
         pixels = views(size, 1)
@@ -149,7 +128,7 @@ def test_solider_is_its_restatement_token_by_token(tmp_path, tap, stage, weight)
 
 
 def test_the_semantic_weight_changes_tokens_and_identity(tmp_path) -> None:
-    path = save(files.solider_file(), tmp_path)
+    path = files.save(files.solider_file(), tmp_path)
     low, high = (build("solider", path, semantic_weight=w) for w in (0.0, 1.0))
     assert (low(views()).patches - high(views()).patches).abs().max() > 1e-2
     assert low.identity != high.identity
@@ -157,7 +136,7 @@ def test_the_semantic_weight_changes_tokens_and_identity(tmp_path) -> None:
 
 
 def test_a_batch_of_windows_keeps_images_apart(tmp_path) -> None:
-    teacher = build("solider", save(files.solider_file(), tmp_path))
+    teacher = build("solider", files.save(files.solider_file(), tmp_path))
     together = teacher(views(count=3))
     alone = torch.cat([teacher(view).patches for view in views(count=3).split(1)])
     torch.testing.assert_close(together.patches, alone, rtol=1e-4, atol=1e-4)
@@ -233,7 +212,7 @@ def mobilesam(x: Tensor, s: dict[str, Tensor]) -> Tensor:
 def test_mobilesam_is_its_restatement_in_the_files_names(tmp_path) -> None:
     content = files.mobilesam_file()
     state = {k.removeprefix("image_encoder."): v.double() for k, v in content.items()}
-    teacher = build("mobilesam", save(content, tmp_path))
+    teacher = build("mobilesam", files.save(content, tmp_path))
     for size in (VIEW, (64, 64)):
         dense = mobilesam(planes_of(views(size)), state)
         assert dense.shape[2:] == (size[0] // 16, size[1] // 16)
@@ -245,7 +224,9 @@ def test_mobilesam_is_its_restatement_in_the_files_names(tmp_path) -> None:
 def test_a_larger_input_is_averaged_to_the_students_grid(tmp_path) -> None:
     content = files.mobilesam_file()
     teacher = build_teacher(
-        spec("mobilesam", save(content, tmp_path), input=(128, 64)), stride=16, view_size=VIEW
+        files.spec("mobilesam", files.save(content, tmp_path), input=(128, 64)),
+        stride=16,
+        view_size=VIEW,
     )
     state = {k.removeprefix("image_encoder."): v.double() for k, v in content.items()}
     pixels = views().permute(0, 3, 1, 2).float()
@@ -277,7 +258,7 @@ def test_every_fault_of_a_file_is_named(tmp_path, kind, tail, fault) -> None:
         state[name] = torch.zeros(5, 6)
         words = rf"{tail} is \[5, 6\], not"
     with pytest.raises(ConfigError, match=words):
-        build(kind, save(content, tmp_path))
+        build(kind, files.save(content, tmp_path))
 
 
 def small_swin(**options):
@@ -337,7 +318,9 @@ def test_swin_and_dinov3_load_by_timm_name(tmp_path) -> None:
                 torch.testing.assert_close(teacher(views()).patches, tokens[:, 5:])
                 torch.testing.assert_close(teacher(views()).cls, tokens[:, 0])
         with pytest.raises(ConfigError, match="plain ViT"):
-            attention_projection(spec("timm", path, name=name, tap=tap.replace("norm", "block3")))
+            attention_projection(
+                files.spec("timm", path, name=name, tap=tap.replace("norm", "block3"))
+            )
         path.unlink()
 
 
@@ -352,7 +335,7 @@ def test_the_real_mobilesam_and_vit_load() -> None:
     assert found.patches.shape == (1, 128, 256)
     assert 0.1 < float(found.patches.std()) < 10
     name = "vit_small_patch14_dinov2"
-    relations = spec("timm", vit, name=name, input=(252, 126), tap="block7")
+    relations = files.spec("timm", vit, name=name, input=(252, 126), tap="block7")
     assert attention_projection(relations).heads == 6
     identity = teacher_identity(relations, view_size=(256, 128))
     assert list(identity) == [

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 import dpal.base.teachers as sections
 from dpal.base.errors import ConfigError
@@ -18,32 +17,13 @@ from dpal.model.teacher import build_teacher, teacher_identity
 import teacher_files as files
 import vit_in_numpy as reference
 
-VIEW = (64, 32)
+VIEW = files.VIEW
 HEADS = files.WIDTH // 64
 PATH_VARIANTS = ("converted with CLS", "converted without CLS", "large", "raw", "raw of pose")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def save(content: object, folder: Path, name: str = "weights.pth") -> Path:
-    path = folder / name
-    torch.save(content, path)
-    return path
-
-
-def spec(kind: str, path: Path, **changes):
-    values = {"kind": kind, "weights": str(path), "input": VIEW, **changes}
-    return TypeAdapter(sections.Teacher).validate_python(values)
-
-
 def build(kind: str, path: Path, **changes):
-    return build_teacher(spec(kind, path, **changes), stride=16, view_size=VIEW)
+    return build_teacher(files.spec(kind, path, **changes), stride=16, view_size=VIEW)
 
 
 def views(size: tuple[int, int] = VIEW, count: int = 2) -> torch.Tensor:
@@ -96,7 +76,7 @@ def test_every_path_variant_gives_the_tokens_of_its_own_positions(tmp_path, vari
     state = files.vit_state(17)
     row, rows = state["pos_embed"][:, :1], state["pos_embed"][:, 1:]
     place = torch.zeros_like(row) if variant == "converted without CLS" else row
-    path = save(files.path_file(variant), tmp_path)
+    path = files.save(files.path_file(variant), tmp_path)
     teacher = build("path", path)
     for size in (VIEW, (64, 64)):  # the composite has the file's own 4 x 4 grid
         pixels = views(size)
@@ -115,7 +95,7 @@ def test_every_path_variant_gives_the_tokens_of_its_own_positions(tmp_path, vari
     [("converted without CLS", "CLS was not trained"), ("raw of pose", "has no CLS token")],
 )
 def test_an_untrained_cls_is_told_once_in_one_line(tmp_path, caplog, variant, words) -> None:
-    path = save(files.path_file(variant), tmp_path)
+    path = files.save(files.path_file(variant), tmp_path)
     with caplog.at_level(logging.WARNING, "dpal"):
         build("path", path)
         build("path", path)
@@ -126,7 +106,7 @@ def test_an_untrained_cls_is_told_once_in_one_line(tmp_path, caplog, variant, wo
 
 
 def test_a_trained_cls_is_not_warned_about(tmp_path, caplog) -> None:
-    build("path", save(files.path_file("raw"), tmp_path))
+    build("path", files.save(files.path_file("raw"), tmp_path))
     assert not caplog.messages
 
 
@@ -135,7 +115,7 @@ def test_mae_and_hap_files_leave_their_decoder_behind(tmp_path, kind) -> None:
     grid = (4, 4) if kind == "mae" else (4, 2)
     state = files.vit_state(1 + grid[0] * grid[1])
     content = {"model": {**state, **files.mae_decoder()}, "args": Namespace(lr=1.0), "epoch": 3}
-    teacher = build(kind, save(content, tmp_path))
+    teacher = build(kind, files.save(content, tmp_path))
     prefix = state["cls_token"] + state["pos_embed"][:, :1]
     _, tokens = expected(state, prefix, state["pos_embed"][:, 1:], grid, views())
     close(teacher(views()).cls, tokens[:, 0])
@@ -148,7 +128,7 @@ def test_pass_has_four_prefix_tokens_and_its_positions_apart(tmp_path) -> None:
     names = [("cls_token", "cls_pos")] + [(f"part_token{i}", f"part{i}_pos") for i in (1, 2, 3)]
     prefix = torch.cat([state[token] + state[place] for token, place in names], 1)
     _, tokens = expected(state, prefix, state["pos_embed"], (4, 2), views())
-    found = build("pass", save(content, tmp_path))(views())
+    found = build("pass", files.save(content, tmp_path))(views())
     close(found.cls, tokens[:, 0])
     close(found.patches, tokens[:, 4:])
 
@@ -156,7 +136,7 @@ def test_pass_has_four_prefix_tokens_and_its_positions_apart(tmp_path) -> None:
 def test_unihcp_has_no_cls_so_the_mean_of_the_patches_is_global(tmp_path) -> None:
     state = files.vit_state(36)
     _, tokens = expected(state, state["cls_token"][:, :0], state["pos_embed"], (6, 6), views())
-    found = build("unihcp", save(files.unihcp_file(), tmp_path))(views())
+    found = build("unihcp", files.save(files.unihcp_file(), tmp_path))(views())
     close(found.patches, tokens)
     close(found.cls, tokens.mean(1))
 
@@ -165,17 +145,17 @@ def test_unihcp_has_no_cls_so_the_mean_of_the_patches_is_global(tmp_path) -> Non
 def test_a_vit_without_cls_is_read_behind_a_block_too(tmp_path, size) -> None:
     state, pixels = files.vit_state(36), views()[:size]
     outputs, _ = expected(state, state["cls_token"][:, :0], state["pos_embed"], (6, 6), pixels)
-    path = save(files.unihcp_file(), tmp_path)
+    path = files.save(files.unihcp_file(), tmp_path)
     found = build("unihcp", path, tap="block1")(pixels)
     close(found.patches, outputs[1])
     close(found.cls, outputs[1].mean(1))
-    assert not attention_projection(spec("unihcp", path, tap="block1")).has_cls
+    assert not attention_projection(files.spec("unihcp", path, tap="block1")).has_cls
 
 
 @pytest.mark.parametrize("padding", [0, 2])
 def test_sapiens_is_fed_large_and_averaged_to_the_students_grid(tmp_path, padding) -> None:
     state = files.vit_state(1 + 8 * 8)
-    path = save(files.sapiens_names(state), tmp_path)
+    path = files.save(files.sapiens_names(state), tmp_path)
     teacher = build("sapiens", path, input=(128, 64), padding=padding)
     assert teacher.input_size((64, 64)) == (128, 128)
     pixels = views((128, 64))  # fed as it is: the view is already of the teacher's size
@@ -191,9 +171,9 @@ def test_sapiens_is_fed_large_and_averaged_to_the_students_grid(tmp_path, paddin
 
 def test_sapiens_files_may_be_bare_or_wrapped(tmp_path) -> None:
     state = files.sapiens_names(files.vit_state(17))
-    bare = build("sapiens", save(state, tmp_path), input=VIEW)
+    bare = build("sapiens", files.save(state, tmp_path), input=VIEW)
     wrapped = {"state_dict": {f"backbone.{k}": v for k, v in state.items()}}
-    other = build("sapiens", save(wrapped, tmp_path, "wrapped.pth"), input=VIEW)
+    other = build("sapiens", files.save(wrapped, tmp_path, "wrapped.pth"), input=VIEW)
     assert torch.equal(bare(views()).patches, other(views()).patches)
 
 
@@ -201,7 +181,7 @@ def test_a_block_tap_is_that_blocks_output(tmp_path) -> None:
     state = files.vit_state(17)
     prefix = state["cls_token"] + state["pos_embed"][:, :1]
     outputs, _ = expected(state, prefix, state["pos_embed"][:, 1:], (4, 4), views())
-    path = save(files.path_file("raw"), tmp_path)
+    path = files.save(files.path_file("raw"), tmp_path)
     found = build("path", path, tap="block1")(views())
     close(found.patches, outputs[1][:, 1:])
     close(found.cls, outputs[1][:, 0])
@@ -236,7 +216,7 @@ def test_every_fault_of_a_file_is_named(tmp_path, kind, fault) -> None:
     else:
         state[name] = 3
         words = f"{tail} is no tensor"
-    path = save(content, tmp_path)
+    path = files.save(content, tmp_path)
     with pytest.raises(ConfigError, match=words) as caught:
         build(kind, path)
     assert str(path) in str(caught.value)
@@ -247,19 +227,19 @@ def test_a_missing_tensor_that_gives_a_size_is_named(tmp_path, name) -> None:
     state = files.vit_state(17)
     del state[name]
     with pytest.raises(ConfigError, match=f"missing {name}"):
-        build("mae", save({"model": state}, tmp_path))
+        build("mae", files.save({"model": state}, tmp_path))
 
 
 def test_positions_of_no_known_grid_are_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="pos_embed has 19 patches"):
-        build("mae", save({"model": files.vit_state(20)}, tmp_path))
+        build("mae", files.save({"model": files.vit_state(20)}, tmp_path))
 
 
 def test_two_names_that_become_one_are_refused(tmp_path) -> None:
     state = files.vit_state(17)
     state["module.norm.bias"] = state["norm.bias"]
     with pytest.raises(ConfigError, match=r"two tensors are named norm\.bias"):
-        build("mae", save({"model": state}, tmp_path))
+        build("mae", files.save({"model": state}, tmp_path))
 
 
 class Evil:
@@ -269,7 +249,7 @@ class Evil:
 
 @pytest.mark.parametrize("kind", ["path", "sapiens", "solider", "mobilesam"])
 def test_pickled_code_beside_the_weights_is_refused_and_not_run(tmp_path, capsys, kind) -> None:
-    path = save({"model": files.vit_state(17), "args": Evil()}, tmp_path)
+    path = files.save({"model": files.vit_state(17), "args": Evil()}, tmp_path)
     with pytest.raises(ConfigError, match="pickled code, which is never run") as caught:
         build(kind, path)
     assert str(path) in str(caught.value)
@@ -284,22 +264,22 @@ def test_what_is_left_out_is_counted() -> None:
 
 
 def test_identity_records_what_decides_tokens(tmp_path) -> None:
-    path = save(files.sapiens_names(files.vit_state(17)), tmp_path)
-    base = spec("sapiens", path)
+    path = files.save(files.sapiens_names(files.vit_state(17)), tmp_path)
+    base = files.spec("sapiens", path)
     seen = teacher_identity(base, view_size=VIEW)
     for changes in ({"padding": 2}, {"tap": "block1"}, {"input": (96, 48)}, {"precision": "bf16"}):
-        other = spec("sapiens", path, **changes)
+        other = files.spec("sapiens", path, **changes)
         assert teacher_identity(other, view_size=VIEW) != seen
-    assert teacher_identity(spec("sapiens", path, batch_size=7), view_size=VIEW) == seen
+    assert teacher_identity(files.spec("sapiens", path, batch_size=7), view_size=VIEW) == seen
 
 
 def test_relations_are_those_of_the_block_behind_the_tap(tmp_path) -> None:
     state = files.vit_state(17)
     prefix = state["cls_token"] + state["pos_embed"][:, :1]
     outputs, _ = expected(state, prefix, state["pos_embed"][:, 1:], (4, 4), views())
-    path = save(files.path_file("raw"), tmp_path)
+    path = files.save(files.path_file("raw"), tmp_path)
     found = build("path", path, tap="block0")(views())
-    target = attention_projection(spec("path", path, tap="block0"))
+    target = attention_projection(files.spec("path", path, tap="block0"))
     tokens = torch.cat([found.cls[:, None], found.patches], 1)
     numbers = doubles(state)
     normed = reference.norm(outputs[0], numbers, "blocks.1.norm1")
@@ -313,30 +293,30 @@ def test_relations_are_those_of_the_block_behind_the_tap(tmp_path) -> None:
 
 
 def test_relations_of_paths_last_block_are_warned_about(tmp_path, caplog) -> None:
-    path, mae = save(files.path_file("raw"), tmp_path), tmp_path / "mae.pth"
+    path, mae = files.save(files.path_file("raw"), tmp_path), tmp_path / "mae.pth"
     torch.save({"model": files.vit_state(17)}, mae)
     with caplog.at_level(logging.WARNING, "dpal"):
-        attention_projection(spec("path", path, tap="block0"))
-        attention_projection(spec("mae", mae, tap="block1"))
+        attention_projection(files.spec("path", path, tap="block0"))
+        attention_projection(files.spec("mae", mae, tap="block1"))
         assert not caplog.messages
-        attention_projection(spec("path", path, tap="block1"))
+        attention_projection(files.spec("path", path, tap="block1"))
     assert len(caplog.messages) == 1
     assert "block 2" in caplog.messages[0]
     assert "'block0'" in caplog.messages[0]
 
 
 def test_relations_behind_norm_or_the_last_block_are_refused(tmp_path) -> None:
-    path = save(files.path_file("raw"), tmp_path)
+    path = files.save(files.path_file("raw"), tmp_path)
     with pytest.raises(ConfigError, match=r"'norm' of teacher.kind=path.*'block<k>'"):
-        attention_projection(spec("path", path))
+        attention_projection(files.spec("path", path))
     with pytest.raises(ConfigError, match=r"'block2' is the last block.*'block0' to 'block1'"):
-        attention_projection(spec("path", path, tap="block2"))
+        attention_projection(files.spec("path", path, tap="block2"))
     for kind, values in (
         ("solider", {"tap": "stage2"}),
         ("mobilesam", {}),
         ("onnx", {"global_output": "a", "dense_output": "b"}),
     ):
         with pytest.raises(ConfigError, match=f"teacher.kind={kind}: .*plain ViT"):
-            attention_projection(spec(kind, path, **values))
+            attention_projection(files.spec(kind, path, **values))
     with pytest.raises(ConfigError, match=r"teacher\.kind=taught"):
         attention_projection(sections.TaughtTeacher(kind="taught"))

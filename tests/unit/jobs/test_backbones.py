@@ -12,7 +12,8 @@ from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.engine import EngineState
-from dpal.model.student import Student, build_student, normalise
+from dpal.model.student import Student, build_student
+from dpal.pixels import normalise
 from jobs import build_shards, export
 from jobs.backbones import candidates_of, open_model
 
