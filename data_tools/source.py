@@ -1,7 +1,19 @@
 """What the data pipeline asks of any way in which images lie about: items, and their bytes.
 
 An adapter (one file each in `data_tools/sources/`) turns a folder, a table, an annotation file or
-an archive into `Item`s. Whoever consumes them never learns which it was.
+an archive into `Item`s; `data_tools.sources.open_source(url, data, storage)` chooses it. Whoever
+consumes the items never learns which it was.
+
+Facts that lie somewhere in the picture are lists with one entry for each person, in the pixels of
+the upright picture, and move with a crop (`data_tools.person_facts.moved`):
+
+    boxes, visible_boxes, head_boxes   [left, top, right, bottom], or null
+    keypoints                          [[x, y, visible], ...], or null
+    masks                              [[x0, y0, x1, y1, ...], ...] polygons, or COCO's RLE
+                                       {"size": [height, width], "counts": ...}, or null
+
+Any other fact (identity, camera, video, split, caption, class, ...) is of the item as a whole;
+those of single persons of a scene are objects in the list `persons`.
 """
 
 from collections.abc import Iterator, Mapping
