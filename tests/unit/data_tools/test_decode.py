@@ -135,3 +135,45 @@ def test_damaged_bytes_give_pixels_or_a_data_error_and_nothing_else(
         return
     assert pixels.ndim == 3
     assert pixels.dtype == np.uint8
+
+
+def test_pixels_land_in_the_memory_that_is_handed_in() -> None:
+    for kind in ("JPEG", "PNG"):
+        data = encode(Image.fromarray(ramp(60, 40)), kind)
+        wanted = decode_rgb(data, MANY)
+        exact = np.full((60, 40, 3), 7, np.uint8)
+        found = decode_rgb(data, MANY, out=exact)
+        assert np.shares_memory(found, exact)
+        assert np.array_equal(exact, wanted)
+        scratch = np.full(60 * 40 * 3 + 5, 7, np.uint8)
+        found = decode_rgb(data, MANY, out=scratch)
+        assert np.shares_memory(found, scratch)
+        assert np.array_equal(found, wanted)
+        assert scratch[-5:].tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("shape", [(40, 60, 3), (61, 40, 3), (60 * 40 * 3 - 1,)])
+def test_memory_that_does_not_fit_is_left_alone(shape: tuple[int, ...]) -> None:
+    data = encode(Image.fromarray(ramp(60, 40)), "JPEG")
+    other = np.full(shape, 7, np.uint8)
+    assert np.array_equal(decode_rgb(data, MANY, out=other), decode_rgb(data, MANY))
+    assert (other == 7).all()
+
+
+@pytest.mark.parametrize("out", [np.zeros((60, 40, 3)), np.zeros((120, 40, 3), np.uint8)[::2]])
+def test_memory_of_another_kind_is_a_mistake_of_the_caller(out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="contiguous uint8"):
+        decode_rgb(encode(Image.fromarray(ramp(60, 40)), "JPEG"), MANY, out=out)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_turned_and_damaged_images_fill_the_memory_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(ramp(64, 32)), "JPEG", exif=exif)
+    odd = data[:-2] + b"\0\0\0\1" + data[-2:]
+    for one in (data, odd):
+        wanted = decode_rgb(one, MANY)
+        out = np.zeros_like(wanted)
+        assert np.shares_memory(decode_rgb(one, MANY, out=out), out)
+        assert np.array_equal(out, wanted)
