@@ -12,17 +12,17 @@ end with one consistent cache.
 
 import hashlib
 import json
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.covariance import COVARIANCE, Matrix, covariance_bytes, read_covariance
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest, ShardRef, keys_digest
 from data_tools.shard import map_file
 from data_tools.storage import LocalStore, ObjectStore, open_store
 from data_tools.target_tar import TargetShard
+from data_tools.verified import Buffer, Content, fetch_verified
 from dpal.base.errors import DataError
 from dpal.base.inputs import Views
 from dpal.base.recipe import Recipe
@@ -151,12 +151,12 @@ class TargetCache:
             )
         return row
 
-    def shard(self, series: str, ref: ShardRef, cache_dir: Path | None = None) -> TargetShard:
+    def shard(self, series: str, ref: ShardRef, cache: LocalCache | None = None) -> TargetShard:
         """Targets of one series of one shard, mapped.
 
         Args:
-            cache_dir: local folder for copies of remote tars, named by checksum; None keeps a
-                remote one in memory. Local tars are mapped in place; records carry checksums.
+            cache: local copies of remote tars; None keeps a remote one in memory. Local tars
+                are mapped in place and not hashed, as their records carry checksums.
 
         Raises:
             DataError: naming the file, when it is missing, damaged, or of other samples.
@@ -166,7 +166,7 @@ class TargetCache:
         stored = self.row(ref).series.get(series)
         if stored is None:
             raise DataError(f"targets of shard {ref.name!r} in {self.store.url!r} lack {series!r}")
-        data = self._data(name, stored, cache_dir, where)
+        data = self._data(name, Content(*stored), cache, where)
         if len(data) != stored.num_bytes:
             raise DataError(
                 f"targets {where!r} have {len(data)} bytes, the ledger says {stored.num_bytes}; "
@@ -211,27 +211,18 @@ class TargetCache:
             return False
         return True
 
-    def _data(
-        self, name: str, stored: SeriesRow, cache_dir: Path | None, where: str
-    ) -> bytes | mmap.mmap:
+    def _data(self, name: str, content: Content, cache: LocalCache | None, where: str) -> Buffer:
         if isinstance(self.store, LocalStore):
             return map_file(self.store.path(name), where)
-        copy = cache_dir / f"{stored.sha256}.tar" if cache_dir is not None else None
-        if copy is not None and copy.is_file() and copy.stat().st_size == stored.num_bytes:
-            return map_file(copy, where)
-        for _attempt in range(2):  # the second tells damage on the way from damage in the store
-            data = self.store.get(name)
-            if hashlib.sha256(data).hexdigest() == stored.sha256:
-                break
-        else:
-            raise DataError(
-                f"targets {where!r} are damaged: their checksum is not the ledger's; delete the "
-                "file and its ledger row, then run `dpal cache` again"
-            )
-        if copy is None:
-            return data
-        LocalStore(copy.parent).put(copy.name, data)
-        return map_file(copy, where)
+        damaged = DataError(
+            f"targets {where!r} are damaged: their checksum is not the ledger's; delete the "
+            "file and its ledger row, then run `dpal cache` again"
+        )
+
+        def fetch() -> bytes:
+            return fetch_verified(lambda: self.store.get(name), content, damaged)
+
+        return fetch() if cache is None else cache.get(*content, fetch)
 
 
 def open_cache_store(

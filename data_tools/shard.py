@@ -1,16 +1,18 @@
 """Reading a shard: verified once, indexed once, members by offset."""
 
-import hashlib
 import json
 import mmap
 import os
 from pathlib import Path
 from typing import Any
 
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import ShardRef, keys_digest
 from data_tools.storage import LocalStore, ObjectStore
 from data_tools.tar import Entry, Span, index_tar
+from data_tools.verified import Buffer, Content, fetch_verified
 from dpal.base.errors import DataError, StorageError
+from dpal.base.telemetry import Telemetry
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
@@ -23,7 +25,7 @@ class Shard:
         keys: sample keys, in order.
     """
 
-    def __init__(self, ref: ShardRef, data: bytes | mmap.mmap, where: str) -> None:
+    def __init__(self, ref: ShardRef, data: Buffer, where: str) -> None:
         self.ref, self._data, self._where = ref, data, where
         entries = index_tar(data, where)
         self.keys = tuple(entry.key for entry in entries)
@@ -56,68 +58,55 @@ class Shard:
         return self._data[span.offset : span.offset + span.size]
 
 
-def read_shard(store: ObjectStore, ref: ShardRef, cache_dir: Path | None) -> Shard:
+def read_shard(
+    store: ObjectStore,
+    ref: ShardRef,
+    cache: LocalCache | None,
+    telemetry: Telemetry | None = None,
+) -> Shard:
     """Shard `ref` of `store`, verified against its checksum.
 
     Args:
-        cache_dir: local folder for copies of remote shards, named by checksum; None keeps a
-            remote shard in memory. Local shards are mapped in place and never copied.
+        cache: local copies of remote shards; None keeps a remote shard in memory. Local shards
+            are mapped in place, never copied, and hashed once by each store object.
+        telemetry: told of bytes that were damaged on the way and fetched again.
 
     Raises:
         DataError: naming the shard, when it is missing or its bytes are not those of `ref`.
     """
-    where = f"{store.url}/{ref.name}"
-    if isinstance(store, LocalStore):
-        data = map_file(store.path(ref.name), where)
-        if not _matches(data, ref):
-            raise _mismatch(where)
-        return Shard(ref, data, where)
-    cached = cache_dir / f"{ref.sha256}.tar" if cache_dir is not None else None
-    if cached is not None and cached.is_file():
-        data = map_file(cached, where)
-        if _matches(data, ref):
-            return Shard(ref, data, where)
-    fetched = _fetch(store, ref, where)
-    if cached is None:
-        return Shard(ref, fetched, where)
-    _keep(cached, fetched)
-    return Shard(ref, map_file(cached, where), where)
-
-
-def _fetch(store: ObjectStore, ref: ShardRef, where: str) -> bytes:
-    for _attempt in range(2):  # the second tells damage on the way from damage in the store
-        data = store.get(ref.name)
-        if _matches(data, ref):
-            return data
-    raise _mismatch(where)
-
-
-def _matches(data: bytes | mmap.mmap, ref: ShardRef) -> bool:
-    return len(data) == ref.num_bytes and hashlib.sha256(data).hexdigest() == ref.sha256
-
-
-def _mismatch(where: str) -> DataError:
-    return DataError(
+    where, content = f"{store.url}/{ref.name}", Content(ref.sha256, ref.num_bytes)
+    damaged = DataError(
         f"shard {where!r} is damaged: its bytes do not match the manifest's size and checksum"
     )
+    if isinstance(store, LocalStore):
+        data, status = _map(store.path(ref.name), where)
+        if not store.verified.check(data, status, content):
+            raise damaged
+        return Shard(ref, data, where)
+
+    def fetch() -> bytes:
+        return fetch_verified(lambda: store.get(ref.name), content, damaged, telemetry)
+
+    return Shard(ref, fetch() if cache is None else cache.get(*content, fetch), where)
 
 
-def map_file(path: Path, where: str) -> bytes | mmap.mmap:
+def map_file(path: Path, where: str) -> Buffer:
     """The bytes of a file, mapped; `where` names it in the DataError when it does not exist."""
+    return _map(path, where)[0]
+
+
+def _map(path: Path, where: str) -> tuple[Buffer, os.stat_result]:
+    """The bytes of a file, and its status while they were mapped."""
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                return b""  # an empty file cannot be mapped
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
+                return b"", status  # an empty file cannot be mapped
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), status
     except FileNotFoundError:
         raise DataError(f"shard {where!r} does not exist") from None
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Write a copy aside and rename it: two processes may fetch the same shard at once."""
-    LocalStore(path.parent).put(path.name, data)
 
 
 def _image(entry: Entry, where: str) -> Span:

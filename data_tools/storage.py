@@ -4,7 +4,6 @@
 """
 
 import errno
-import mmap
 import os
 import secrets
 import socket
@@ -15,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
+from data_tools.verified import Buffer as Buffer
+from data_tools.verified import Verified
 from dpal.base.errors import ConfigError, DataError, StorageError
 from dpal.base.inputs import Storage
 from dpal.base.telemetry import Telemetry
-
-Buffer = bytes | mmap.mmap
 
 TEMPORARY = ".dpal-tmp"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -104,11 +103,16 @@ def check_name(name: str, url: str) -> str:
 
 
 class LocalStore:
-    """A folder as an object store; every write is to a hidden file that is renamed at the end."""
+    """A folder as an object store; every write is to a hidden file that is renamed at the end.
+
+    Attributes:
+        verified: the files whose checksum this process has compared.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+        self.verified = Verified()
 
     def path(self, name: str) -> Path:
         """Where object `name` lies on disk."""

@@ -3,6 +3,7 @@
 from dpal.base.errors import ConfigError
 from dpal.base.telemetry import (
     DECODE_FALLBACK,
+    STORAGE_REFETCHES,
     STORAGE_RETRIES,
     MemoryTelemetry,
     PrometheusTelemetry,
@@ -27,6 +28,6 @@ def open_telemetry(port: int, run: str, key: str) -> Telemetry:
         raise ConfigError(
             f"{key}={port}: {error.strerror or error}; accepted is a free port, or 0"
         ) from None
-    for counter in (STORAGE_RETRIES, DECODE_FALLBACK):
+    for counter in (STORAGE_RETRIES, STORAGE_REFETCHES, DECODE_FALLBACK):
         telemetry.report(counter, 0)  # a series from the start: what is absent cannot be watched
     return telemetry

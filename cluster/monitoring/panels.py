@@ -141,9 +141,10 @@ def _losses_of_data() -> tuple[Panel, ...]:
         Panel(
             "Retries and fallbacks, per second",
             "short",
-            (t.STORAGE_RETRIES, t.DECODE_FALLBACK),
+            (t.STORAGE_RETRIES, t.STORAGE_REFETCHES, t.DECODE_FALLBACK),
             (
                 Query(_rate(t.STORAGE_RETRIES), "{{run}} storage retries"),
+                Query(_rate(t.STORAGE_REFETCHES), "{{run}} damaged on the way"),
                 Query(_rate(t.DECODE_FALLBACK), "{{run}} decoder fallbacks"),
             ),
         ),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dpal.base.errors import ConfigError
-from dpal.base.inputs import Data
+from dpal.base.inputs import Data, Storage
 from dpal.base.methods import Method
 from dpal.base.recipe import Cache, Recipe
 from dpal.base.teachers import Teacher
@@ -134,7 +134,8 @@ def _kinds_of(section: type[BaseModel]) -> tuple[str, ...]:
 
 def _with_path_defaults(values: dict[str, Any]) -> dict[str, Any]:
     filled = dict(values)
-    for section, key, model in (("data", "shards", Data), ("cache", "url", Cache)):
+    sections = (("data", "shards", Data), ("cache", "url", Cache), ("storage", "copies", Storage))
+    for section, key, model in sections:
         current = filled.get(section, {})
         if isinstance(current, dict):
             filled[section] = {key: model.model_fields[key].default, **current}

@@ -15,7 +15,26 @@ class Storage(Section):
     key: SecretStr = Field(SecretStr(""), strict=False, description="access key; never printed")
     secret: SecretStr = Field(SecretStr(""), strict=False, description="secret; never printed")
     retries: int = Field(5, ge=0, description="attempts after the first for a failed request")
-    timeout_s: float = Field(30.0, gt=0, description="seconds one request may take")
+    timeout_s: float = Field(
+        30.0, gt=0, description="seconds a request may go without a byte, or take to connect"
+    )
+    min_mb_per_s: float = Field(
+        0.1,
+        gt=0,
+        description="a transfer that is slower, in MB/s, is given up and tried again, "
+        "storage.timeout_s later",
+    )
+    copies: str = Field(
+        "{run}/shard-copies",
+        description="local folder for copies of remote shards and targets; runs of one node share "
+        "copies if they name the same folder, best on the node's own disk",
+    )
+    copies_gb: float = Field(
+        50.0,
+        ge=0,
+        description="size of all copies together, in GB; the least recently used go first; 0 keeps "
+        "what is being read in memory alone",
+    )
 
 
 class Synthetic(Section):
@@ -51,6 +70,13 @@ class Data(Section):
     max_pixels: int = Field(64_000_000, ge=1, description="larger images are rejected undecoded")
     max_reject_fraction: float = Field(
         0.2, ge=0, le=1, description="share of images that may be rejected before sharding stops"
+    )
+    max_skip_fraction: float = Field(
+        0.0001,
+        ge=0,
+        le=1,
+        description="share of damaged samples that training may skip; each is listed in the run's "
+        "skipped.jsonl, and one more stops the run",
     )
     max_backgrounds: int = Field(256, ge=1, description="backgrounds kept in memory")
     max_scenes: int = Field(

@@ -68,6 +68,12 @@ DECODE_FALLBACK = Metric(
 STORAGE_RETRIES = Metric(
     "dpal_storage_retries_total", "counter", "requests", "storage requests that were retried"
 )
+STORAGE_REFETCHES = Metric(
+    "dpal_storage_refetches_total",
+    "counter",
+    "objects",
+    "objects whose bytes were damaged on the way, and whole when fetched again",
+)
 
 METRICS: tuple[Metric, ...] = (
     TRAIN_STEP,
@@ -84,6 +90,7 @@ METRICS: tuple[Metric, ...] = (
     DATA_SKIPPED,
     DECODE_FALLBACK,
     STORAGE_RETRIES,
+    STORAGE_REFETCHES,
 )
 
 

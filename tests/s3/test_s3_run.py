@@ -45,7 +45,7 @@ def test_a_run_from_object_storage_reads_what_a_local_run_reads(
             "data": {**values["data"], "shards": f"{base}/shards"},
             "cache": {**values["cache"], "url": f"{base}/targets"},
         }
-    ).model_copy(update={"storage": s3_server.storage()})
+    ).model_copy(update={"storage": s3_server.storage(copies=str(tmp_path / "copies"))})
     for recipe in (local, remote):
         build_shards.run(recipe)
         fill_cache(recipe)
@@ -56,5 +56,5 @@ def test_a_run_from_object_storage_reads_what_a_local_run_reads(
             assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
         assert np.array_equal(mine.records[0].base, theirs.records[0].base)
         assert np.array_equal(mine.records[0].composite, theirs.records[0].composite)
-    fetched = list((remote.run_dir / "shard-cache").rglob("*.tar"))
+    fetched = list((tmp_path / "copies").rglob("*.tar"))
     assert len(fetched) == 16, "four image shards and twelve target tars, each fetched once"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data_tools.audit import audit_shards
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import load_manifest
 from data_tools.shard import read_shard
 from data_tools.storage import open_store
@@ -45,7 +46,7 @@ def test_s3_to_s3_gives_the_same_shards_as_folder_to_folder(
     assert load_manifest(store) == local
     for ref in remote.shards:
         assert store.get(ref.name) == (tmp_path / "out" / ref.name).read_bytes()
-        shard = read_shard(store, ref, tmp_path / "cache")
+        shard = read_shard(store, ref, LocalCache(tmp_path / "cache", 10**9))
         assert shard.meta(0)["height"] == 64
     assert audit_shards(store) == []
 
@@ -75,7 +76,7 @@ def test_audit_names_damage_on_s3(s3_server: S3Server, tmp_path: Path) -> None:
     (finding,) = audit_shards(store)
     assert finding.name == "persons-000001.tar"
     with pytest.raises(DataError, match="persons-000001"):
-        read_shard(store, manifest.shards[1], tmp_path / "cache")
+        read_shard(store, manifest.shards[1], None)
     assert not (tmp_path / "cache").exists()
 
 

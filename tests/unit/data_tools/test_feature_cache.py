@@ -15,6 +15,7 @@ from data_tools.feature_cache import (
     open_cache_store,
     series_of,
 )
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest, ShardRef, keys_digest
 from data_tools.storage import LocalStore
 from data_tools.target_tar import TargetShard, TargetTarBuilder
@@ -220,11 +221,11 @@ class _OnlyCopies(LocalStore):
 def test_a_remote_tar_is_fetched_once_and_kept_by_checksum(far: TargetCache, tmp_path) -> None:
     expected = far.shard("view-0", REF).records(range(6))
     for _time in range(3):
-        kept = far.shard("view-0", REF, tmp_path / "copies")
+        kept = far.shard("view-0", REF, LocalCache(tmp_path / "copies", 10**9))
         np.testing.assert_array_equal(kept.records(range(6)), expected)
     assert far.store.gets == 2
     digest = far.row(REF).series["view-0"].sha256
-    assert [path.stem for path in (tmp_path / "copies").iterdir()] == [digest]
+    assert [path.stem for path in (tmp_path / "copies").glob("*.tar")] == [digest]
 
 
 def test_damage_on_the_way_is_fetched_again_and_damage_at_rest_is_told(far: TargetCache) -> None:

@@ -10,6 +10,7 @@ from test_ingest import POLICY, picture, write_images
 
 from data_tools.audit import audit_shards
 from data_tools.backgrounds import LONG_SIDE, load_backgrounds
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest, load_manifest
 from data_tools.shard import read_shard
 from data_tools.storage import LocalStore, ObjectStore, open_store
@@ -78,12 +79,13 @@ def test_a_remote_shard_is_fetched_once_and_then_read_from_the_cache(
 ) -> None:
     store, manifest = shards
     remote, ref = Counting(store), manifest.shards[0]
-    first = read_shard(remote, ref, tmp_path / "cache")
-    again = read_shard(remote, ref, tmp_path / "cache")
+    cache = LocalCache(tmp_path / "cache", 10**9)
+    first = read_shard(remote, ref, cache)
+    again = read_shard(remote, ref, cache)
     assert remote.reads == 1
     assert first.keys == again.keys
     assert [first.image_bytes(i) for i in range(8)] == [again.image_bytes(i) for i in range(8)]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [f"{ref.sha256}.tar"]
+    assert [path.name for path in (tmp_path / "cache").glob("*.tar")] == [f"{ref.sha256}.tar"]
 
 
 def test_a_damaged_cached_copy_is_fetched_again(
@@ -91,9 +93,9 @@ def test_a_damaged_cached_copy_is_fetched_again(
 ) -> None:
     store, manifest = shards
     remote, ref = Counting(store), manifest.shards[0]
-    read_shard(remote, ref, tmp_path)
+    read_shard(remote, ref, LocalCache(tmp_path, 10**9))
     flip_last_image_byte(tmp_path / f"{ref.sha256}.tar")
-    assert read_shard(remote, ref, tmp_path).image_bytes(0) == read_shard(
+    assert read_shard(remote, ref, LocalCache(tmp_path, 10**9)).image_bytes(0) == read_shard(
         store, ref, None
     ).image_bytes(0)
     assert remote.reads == 2
@@ -111,7 +113,7 @@ def test_damage_on_the_way_is_fetched_again_and_damage_in_the_store_is_an_error(
 def _read_all(root: Path, cache: Path) -> None:
     store = LocalStore(root)
     for ref in load_manifest(store).shards:
-        read_shard(Counting(store), ref, cache)
+        read_shard(Counting(store), ref, LocalCache(cache, 10**9))
 
 
 def test_processes_may_fill_one_cache_at_once(
@@ -125,7 +127,7 @@ def test_processes_may_fill_one_cache_at_once(
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
-    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    names = sorted(path.name for path in (tmp_path / "c").glob("*.tar"))
     assert names == sorted(f"{ref.sha256}.tar" for ref in manifest.shards)
 
 
