@@ -36,7 +36,7 @@ _POLL_S = 0.02
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def open_copies(storage: Storage) -> "LocalCache | None":
+def open_local_cache(storage: Storage) -> "LocalCache | None":
     """The copies that a recipe's `storage` section asks for; None when it asks for none."""
     if storage.copies_gb == 0:
         return None
