@@ -78,11 +78,49 @@ class Data(Section):
         description="share of damaged samples that training may skip; each is listed in the run's "
         "skipped.jsonl, and one more stops the run",
     )
+    max_side: int = Field(
+        0, ge=0, description="larger pictures are scaled down to it when encoded anew; 0: never"
+    )
+    encode: Literal["keep", "jpeg"] = Field(
+        "keep",
+        description="'keep': whole pictures keep their very bytes, persons cut out of one become "
+        "JPEG of quality 95; 'jpeg': everything is encoded anew, upright, 4:2:0",
+    )
+    jpeg_quality: int = Field(90, ge=1, le=100, description="quality for data.encode=jpeg")
+    near_duplicates: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="images whose 64-bit perceptual hashes differ in so many bits or fewer are one "
+        "image, and the largest is kept; 0: only equal bytes are",
+    )
+    validation_fraction: float = Field(
+        0,
+        ge=0,
+        lt=1,
+        description="share of identities (of images, where none is known) kept apart from "
+        "pretraining, in <shards>/validation",
+    )
     max_backgrounds: int = Field(256, ge=1, description="backgrounds kept in memory")
     max_scenes: int = Field(
         20_000, ge=1, le=65_536, description="scenes that composites are drawn from"
     )
     synthetic: Synthetic = Synthetic()
+
+    @model_validator(mode="after")
+    def _encoding_has_effect(self) -> "Data":
+        default = Data.model_fields
+        for name in ("max_side", "jpeg_quality"):
+            if self.encode == "keep" and getattr(self, name) != default[name].default:
+                raise ValueError(
+                    f"data.{name} has no effect with data.encode=keep; accepted is data.encode=jpeg"
+                )
+        if 0 < self.max_side < self.min_side:
+            raise ValueError(
+                f"data.max_side={self.max_side} is below data.min_side={self.min_side}: "
+                "accepted is 0, or data.min_side and more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _synthetic_has_effect(self) -> "Data":
