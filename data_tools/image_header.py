@@ -39,15 +39,16 @@ class ImageHeader(NamedTuple):
         height: pixels, after EXIF orientation.
         width: pixels, after EXIF orientation.
         orientation: EXIF orientation, 1 to 8.
-        sequential: a JPEG of one scan with Huffman codes, 8 bits and 1 or 3 components; only such
-            a file can be decoded in part.
+        mcu: height and width, in stored pixels, of the smallest coded unit of a JPEG of one scan
+            with Huffman codes, 8 bits and 1 or 3 components; None for all else. Only such a
+            file can be decoded in part.
     """
 
     kind: Literal["jpg", "png"]
     height: int
     width: int
     orientation: int
-    sequential: bool = False
+    mcu: tuple[int, int] | None = None
 
 
 def sniff(data: bytes) -> Literal["jpg", "png"] | None:
@@ -126,15 +127,29 @@ def _read_frame(data: bytes, position: int, orientation: int) -> ImageHeader:
             "accepted are 1 to 4"
         )
     _positive(height, width)
-    start = data.find(b"\xff\xda", position + 2 + length)
-    whole = start > 0 and len(data) > start + 4 and data[start + 4] == components
-    sequential = code in (0xC0, 0xC1) and whole and bits == 8 and components in (1, 3)
+    mcu = None
+    plain = code in (0xC0, 0xC1) and bits == 8 and components in (1, 3)
+    if plain and _first_scan(data, position + 2 + length) == components:
+        factors = data[position + 11 : position + 11 + 3 * components : 3]
+        mcu = (8 * max(f & 15 for f in factors), 8 * max(f >> 4 for f in factors))
     if orientation in SWAPPED:
         height, width = width, height
-    header = ImageHeader("jpg", height, width, orientation, sequential)
-    if not sequential:
+    header = ImageHeader("jpg", height, width, orientation, mcu)
+    if mcu is None:
         _require_few_scans(data, header)
     return header
+
+
+def _first_scan(data: bytes, position: int) -> int:
+    """How many components the first scan has; 0 if it does not follow the segments."""
+    for _segment in range(MAX_SEGMENTS):
+        if data[position] != 0xFF:
+            break
+        code = data[position + 1]
+        if code == _SOS:
+            return data[position + 4]
+        position += 2 + (data[position + 2] << 8) + data[position + 3]
+    return 0
 
 
 def _require_few_scans(data: bytes, header: ImageHeader) -> None:
