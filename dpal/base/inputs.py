@@ -7,6 +7,8 @@ from pydantic import Field, SecretStr, model_validator
 from dpal.base.section import Paths, Range, Section
 from dpal.base.students import PATCH
 
+_LISTS = (".csv", ".parquet", ".json", ".odgt")
+
 
 class Storage(Section):
     """How object storage is reached; empty values fall back to the standard AWS variables."""
@@ -50,7 +52,26 @@ class Data(Section):
 
     images: Paths = Field(
         min_length=1,
-        description="folders or URLs of person images; the single word 'synthetic' draws them",
+        description="folders or URLs of person images, tables (.csv, .parquet), COCO .json, "
+        "CrowdHuman .odgt, tars or LMDB; the single word 'synthetic' draws them",
+    )
+    names: Literal["plain", "market1501"] = Field(
+        "plain",
+        description="what picture names in folders tell: 'market1501': identity and camera, as in "
+        "0002_c1s1_000451_03.jpg; junk and distractors are left out",
+    )
+    pictures: str = Field(
+        "",
+        description="folder or URL of the pictures that tables and annotations name; empty: the "
+        "folder of the table or annotations",
+    )
+    persons: Literal["crops", "scenes"] = Field(
+        "crops",
+        description="what annotated pictures give: 'crops': an image of each person; 'scenes': the "
+        "whole picture with all boxes",
+    )
+    margin: float = Field(
+        0.1, ge=0, le=1, description="added around a person's box, share of its size on every side"
     )
     backgrounds: Paths = Field(
         (),
@@ -126,6 +147,25 @@ class Data(Section):
     def _synthetic_has_effect(self) -> "Data":
         if self.synthetic != Synthetic() and self.images != ("synthetic",):
             raise ValueError("data.synthetic has no effect unless data.images is ['synthetic']")
+        return self
+
+    @model_validator(mode="after")
+    def _persons_have_effect(self) -> "Data":
+        sources = (*self.images, *self.backgrounds, *self.scenes)
+        lists = [source.lower().endswith(_LISTS) for source in sources]
+        defaults = type(self).model_fields
+        for key in ("pictures", "persons", "margin"):
+            if getattr(self, key) != defaults[key].default and not any(lists):
+                raise ValueError(
+                    f"data.{key}={getattr(self, key)!r} has no effect unless data.images names a "
+                    f"table or annotations ({', '.join(_LISTS)})"
+                )
+        if self.persons == "scenes" and self.margin != defaults["margin"].default:
+            raise ValueError("data.margin has no effect with data.persons=scenes: nothing is cut")
+        if self.names != "plain" and (all(lists) or sources == ("synthetic",)):
+            raise ValueError(
+                f"data.names={self.names} has no effect unless data.images names a folder"
+            )
         return self
 
 

@@ -1,0 +1,145 @@
+"""Tables of pictures: .csv, or .parquet through pyarrow.
+
+The column `file` names the picture, as a path below the folder of pictures, or with that folder's
+own path or URL before it. `left`, `top`, `right`, `bottom`, all or none, are a person's box in
+pixels of the upright picture, right and bottom exclusive; a row that leaves them empty is the
+whole picture. Every other column is a fact: text in a .csv, of its own type in a .parquet. Empty
+cells are no facts.
+"""
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_tools.sources.persons import Row
+from data_tools.sources.text import StoredFile, corners, open_text
+from data_tools.storage import SourceStore
+from dpal.base.errors import ConfigError, DataError
+
+FILE = "file"
+BOX = ("left", "top", "right", "bottom")
+BATCH = 1024
+
+
+def read_table(
+    store: SourceStore, name: str, root: str, *, need_boxes: bool = False
+) -> Iterator[Row]:
+    """Rows of the table `name`; `root` is where its pictures lie.
+
+    Args:
+        need_boxes: every row has to be a person.
+
+    Raises:
+        ConfigError: for a .parquet without pyarrow.
+        DataError: naming file and row, for what is no such table.
+    """
+    where = f"{store.url}/{name}"
+    rows = _read_parquet if name.lower().endswith(".parquet") else _read_csv
+    boxed = None
+    for place, cells in rows(store, name, where):
+        if boxed is None:
+            boxed = _check_columns(list(cells), where, need_boxes)
+        file = cells[FILE]
+        if not isinstance(file, str) or not file:
+            raise DataError(f"{place}: {FILE} is {file!r}, accepted is the path of a picture")
+        numbers = [cells[side] for side in BOX] if boxed else []
+        whole = not need_boxes and all(number in (None, "") for number in numbers)
+        box = None if whole else corners(numbers, place)
+        yield Row(below(file, root, place), box, _facts(cells, place))
+
+
+def below(file: str, root: str, place: str) -> str:
+    """The path of `file` below the folder or URL `root`. Raises DataError when it is not."""
+    relative = file.removeprefix(root.rstrip("/") + "/")
+    if "://" not in root and PurePosixPath(relative).is_absolute():
+        relative = relative.removeprefix(f"{Path(root).resolve()}/")
+    path = PurePosixPath(relative)
+    if "://" in relative or path.is_absolute() or ".." in path.parts or not path.parts:
+        raise DataError(f"{place}: {FILE} {file!r} is not below {root!r}, where the pictures are")
+    return str(path)
+
+
+def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> bool:
+    """Whether there are boxes."""
+    sides = [side for side in BOX if side in names]
+    if FILE not in names or sides not in ([], list(BOX)) or (need_boxes and not sides):
+        raise DataError(
+            f"{where!r} begins with the columns {names}: accepted are {FILE},{','.join(BOX)}"
+            + ("" if need_boxes else ",... or file,...")
+        )
+    return bool(sides)
+
+
+def _facts(cells: Mapping[str, Any], place: str) -> dict[str, Any]:
+    return {
+        name: _fact(cell, f"{place}: {name}")
+        for name, cell in cells.items()
+        if name not in (FILE, *BOX) and cell not in (None, "") and cell == cell
+    }
+
+
+def _fact(cell: Any, where: str) -> Any:
+    """A cell as JSON tells it."""
+    if cell is None or isinstance(cell, bool | int | str):
+        return cell
+    if isinstance(cell, float):
+        return cell if math.isfinite(cell) else None
+    if isinstance(cell, list):
+        return [_fact(one, where) for one in cell]
+    if isinstance(cell, dict):
+        return {str(name): _fact(one, where) for name, one in cell.items()}
+    if isinstance(cell, bytes):
+        raise DataError(f"{where} holds bytes, accepted are texts, numbers and lists of them")
+    return str(cell)  # times and decimals
+
+
+def _read_csv(store: SourceStore, name: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with open_text(store, name) as text:
+        rows = csv.DictReader(text, strict=True)
+        try:
+            names = list(rows.fieldnames or ())
+            if len(set(names)) < len(names) or FILE not in names:
+                _refuse(names, where)
+            for row in rows:
+                place = f"{where}:{rows.line_num}"
+                if None in row:
+                    raise DataError(f"{place}: {len(names)} columns are due, here are more")
+                yield place, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{where!r} is no UTF-8 .csv: {error}") from None
+
+
+def _refuse(names: Sequence[str], where: str) -> None:
+    raise DataError(
+        f"{where!r} begins with the columns {names}: accepted are {FILE},{','.join(BOX)} or "
+        f"{FILE},..., each once"
+    )
+
+
+def _read_parquet(
+    store: SourceStore, name: str, where: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ConfigError(
+            f"{where!r}: reading .parquet needs pyarrow: `pip install 'dpal[sources]'`, or give "
+            "the table as .csv"
+        ) from None
+    number = 0
+    try:
+        with StoredFile(store, name) as file, pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if len(set(names)) < len(names) or FILE not in names:
+                _refuse(names, where)
+            for batch in table.iter_batches(batch_size=BATCH, use_threads=False):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield f"{where}, row {number}", cells
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"{where!r} is no readable .parquet: {str(error).splitlines()[0]}"
+        ) from None
