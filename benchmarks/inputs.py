@@ -18,6 +18,8 @@ from data_tools.backgrounds import BackgroundPool
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
 from data_tools.manifest import load_manifest
+from data_tools.order import Order
+from data_tools.skips import SkipList
 from data_tools.storage import open_store
 from data_tools.synthetic import draw_person
 from dpal.base.config import resolve_recipe
@@ -128,19 +130,22 @@ def made_loader(
     prefetch: int = 1,
 ) -> Loader:
     """All views of the recipe's images, joined with the targets of `caches`."""
-    store, folder = open_store(recipe.data.shards, recipe.storage), recipe.run_dir / "shard-cache"
+    store = open_store(recipe.data.shards, recipe.storage)
     manifest, plan = load_manifest(store), ViewPlan(recipe.seed, recipe.views)
+    sizes = [ref.num_samples for ref in manifest.shards]
+    order = Order(recipe.seed, sizes, global_batch=BATCH, lanes=BATCH, window=4)
     needs = Needs(crops=True, composite=True)
+    at_once = order.shards_at_once(1)
     return Loader(
         store,
         manifest,
-        recipe.seed,
-        AlignedSamples(manifest, plan, pool, needs, caches, folder),
+        order,
+        AlignedSamples(manifest, plan, pool, needs, caches, shards_at_once=at_once),
         Slice(BATCH, BATCH, 0, 1),
+        skips=SkipList(0, recipe.run_dir / "skipped.jsonl"),
         max_pixels=recipe.data.max_pixels,
         threads=threads,
         prefetch=prefetch,
-        cache_dir=folder,
     )
 
 

@@ -6,16 +6,16 @@ pixels are clean, and the noise is applied on the training device.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
 from data_tools.composites import Composer
-from data_tools.feature_cache import TargetCache
-from data_tools.loader import Recent, Sample
+from data_tools.feature_cache import TargetCache, series_of
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest
-from data_tools.order import WINDOW_SHARDS
+from data_tools.opened import OPENING, Opened
+from data_tools.sample import Sample, SampleError
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
 from dpal.batch import Boxes, Needs, Records, TrainBatch
@@ -31,7 +31,8 @@ class AlignedSamples:
         backgrounds: behind the composites, or the scenes that they are crops of.
         needs: which views are rendered.
         caches: a finished target cache of every teacher; empty with online teachers.
-        cache_dir: local folder for target shards fetched from remote storage.
+        shards_at_once: image shards whose targets are kept open.
+        copies: local copies of target shards fetched from remote storage; None: in memory.
     """
 
     def __init__(
@@ -41,16 +42,25 @@ class AlignedSamples:
         backgrounds: BackgroundPool,
         needs: Needs,
         caches: Sequence[TargetCache],
-        cache_dir: Path,
+        *,
+        shards_at_once: int,
+        copies: LocalCache | None = None,
     ) -> None:
         self.plan, self.needs = plan, needs
         self.composer = Composer(plan, backgrounds)
         self.num_teachers = len(caches)
-        series = plan.views.count + plan.views.composites
-        self._shards: Recent[tuple[int, str, int], TargetShard] = Recent(
-            2 * WINDOW_SHARDS * series * max(1, len(caches)),
-            lambda key: caches[key[0]].shard(key[1], manifest.shards[key[2]], cache_dir),
+        self._series = series_of(plan.views) if caches else ()
+        self._shards: Opened[tuple[int, str, int], TargetShard] = Opened(
+            shards_at_once * max(1, len(caches) * len(self._series)),
+            lambda key: caches[key[0]].shard(key[1], manifest.shards[key[2]], copies),
+            OPENING,
         )
+
+    def expect(self, shard: int) -> None:
+        """Have the targets of a shard opened: any of its views may be asked for."""
+        for teacher in range(self.num_teachers):
+            for series in self._series:
+                self._shards.request((teacher, series, shard))
 
     def start(self, size: int) -> "_Filling":
         """Begin a batch of `size` samples."""
@@ -59,7 +69,10 @@ class AlignedSamples:
     def record(self, teacher: int, series: str, sample: Sample) -> np.ndarray:
         """A teacher's target record of one view of a sample, uint8 [R]."""
         shard = self._shards.get((teacher, series, sample.place.shard))
-        record: np.ndarray = shard.records([sample.place.row])[0]
+        try:
+            record: np.ndarray = shard.records([sample.place.row])[0]
+        except DataError as error:
+            raise SampleError(str(error)) from None
         return record
 
 
@@ -118,8 +131,9 @@ class _Filling:
         )
 
     def _compose(self, row: int, sample: Sample, index: int) -> None:
-        composer, records = self._samples.composer, self._composite_records[row]
-        stored = self._stored(records, sample, f"composite-{index}", "composite")
+        composer = self._samples.composer
+        records, stored = self._stored(sample, f"composite-{index}", "composite")
+        self._composite_records[row] = records
         drawn = composer.draw(sample.key, index, sample.image, sample.neighbours, stored)
         self._composite[row] = drawn.pixels
         if self._samples.needs.boxes:
@@ -141,29 +155,29 @@ class _Filling:
         return rows
 
     def _base_spec(self, row: int, sample: Sample, view: int) -> ViewSpec:
-        stored = self._stored(self._base_records[row], sample, f"view-{view}", "view")
+        self._base_records[row], stored = self._stored(sample, f"view-{view}", "view")
         if stored is None:
             return self._samples.plan.base(sample.key, view, sample.size)
         assert isinstance(stored, ViewSpec)
         return stored
 
     def _stored(
-        self, records: list[np.ndarray], sample: Sample, series: str, kind: Kind
-    ) -> Spec | None:
-        """Collect every teacher's record; the spec they carry, or None without caches.
+        self, sample: Sample, series: str, kind: Kind
+    ) -> tuple[list[np.ndarray], Spec | None]:
+        """Every teacher's record, and the spec they carry; None without caches.
 
         Raises:
             DataError: when two teachers were shown different pixels.
         """
-        for teacher in range(self._samples.num_teachers):
-            records.append(self._samples.record(teacher, series, sample))
+        teachers = range(self._samples.num_teachers)
+        records = [self._samples.record(teacher, series, sample) for teacher in teachers]
         specs = [stored_spec(record, kind) for record in records]
         if any(spec != specs[0] for spec in specs):
             raise DataError(
                 f"sample {sample.key!r}: the teachers' caches hold targets of different views "
                 f"({series}); run `dpal cache` with this recipe"
             )
-        return specs[0] if specs else None
+        return records, specs[0] if specs else None
 
 
 def _padded(boxes: Sequence[np.ndarray]) -> Boxes:

@@ -1,33 +1,35 @@
 """The training loader: threads decode and render straight into one batch buffer.
 
-A rank reads its slice of every global batch of the order and keeps a few batches ready; what is
-rendered of a sample is a `SampleRenderer`'s business. Where it is in the data follows from the
-step alone.
+A rank reads its slice of every global batch of the order. A few batches are always under way:
+their shards are opened ahead by some threads, their rows are filled in chunks by others. What is
+rendered of a sample is a `SampleRenderer`'s business. Where the loader is in the data follows
+from the step alone.
 """
 
-import queue
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
-from typing import Generic, NamedTuple, Protocol, TypeVar
-
-import numpy as np
+from typing import Any, NamedTuple, TypeVar
 
 from data_tools.composites import Neighbours
 from data_tools.decode import decode_rgb
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest
-from data_tools.order import WINDOW_SHARDS, Order, Place
+from data_tools.opened import OPENING, Opened
+from data_tools.order import Order, Place
+from data_tools.sample import BatchBuilder, Pixels, Sample, SampleError, SampleRenderer
 from data_tools.shard import Shard, read_shard
+from data_tools.skips import SkipList
 from data_tools.storage import ObjectStore
+from dpal.base.errors import DataError
 from dpal.base.telemetry import Telemetry
 from dpal.batch import Batch
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
+T = TypeVar("T")
+
+CHUNK = 16  # rows that a thread fills in one go
 
 
 @dataclass(frozen=True)
@@ -51,46 +53,34 @@ class Slice:
         first = step * self.global_batch + self.rank * share
         yield from range(first, first + share, self.micro_batch)
 
-
-class Sample(NamedTuple):
-    """One decoded image on its way into a batch.
-
-    Attributes:
-        key: sample key.
-        image: uint8 [H, W, 3].
-        place: shard, row and epoch in the order.
-        neighbours: the other samples of its shard; None when they are out of reach.
-    """
-
-    key: str
-    image: np.ndarray
-    place: Place
-    neighbours: Neighbours | None = None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the image."""
-        return self.image.shape[0], self.image.shape[1]
+    def lanes(self, order: Order) -> range:
+        """The lanes that this rank's part of every global batch comes from."""
+        share = order.lanes // self.world_size
+        return range(self.rank * share, (self.rank + 1) * share)
 
 
-class BatchBuilder(Protocol):
-    """A batch that is being filled, row by row, from several threads."""
+class _UnderWay(NamedTuple):
+    """A batch that threads are filling."""
 
-    def fill(self, row: int, sample: Sample) -> None:
-        """Render every view of one sample into its row."""
-        ...
+    builder: BatchBuilder
+    chunks: Sequence[Future[None]]
 
     def finish(self) -> Batch:
-        """The batch, after every row was filled."""
-        ...
+        for chunk in self.chunks:
+            chunk.result()
+        return self.builder.finish()
 
 
-class SampleRenderer(Protocol):
-    """What a method sees of a sample; the loader knows nothing else of it."""
+class _Caller(Executor):
+    """Does everything at once, in the thread that asks for it."""
 
-    def start(self, size: int) -> BatchBuilder:
-        """Begin a batch of `size` samples."""
-        ...
+    def submit(self, work: Callable[..., T], /, *args: Any, **named: Any) -> Future[T]:
+        done: Future[T] = Future()
+        try:
+            done.set_result(work(*args, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 class Loader:
@@ -98,12 +88,13 @@ class Loader:
 
     Args:
         store: where the image shards lie.
-        seed: of the order.
+        order: the sequence of all ranks' samples.
         renderer: turns decoded samples into batches.
         part: this rank's part of every global batch.
-        threads: decoding threads.
+        skips: the error budget for damaged samples.
+        threads: decoding threads; 0 decodes in the caller's, when a batch begins.
         prefetch: micro-batches prepared ahead.
-        cache_dir: local folder for shards fetched from remote storage.
+        copies: local copies of shards fetched from remote storage; None keeps them in memory.
         telemetry: told of images that only the slow decoder reads.
     """
 
@@ -111,115 +102,106 @@ class Loader:
         self,
         store: ObjectStore,
         manifest: Manifest,
-        seed: int,
+        order: Order,
         renderer: SampleRenderer,
         part: Slice,
         *,
+        skips: SkipList,
         max_pixels: int,
         threads: int,
         prefetch: int,
-        cache_dir: Path,
+        copies: LocalCache | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         self.num_samples = manifest.num_samples
-        self._order = Order(seed, tuple(ref.num_samples for ref in manifest.shards))
-        self._renderer, self._part, self._max_pixels = renderer, part, max_pixels
-        self._threads, self._prefetch, self._telemetry = threads, prefetch, telemetry
+        self._order, self._renderer, self._part, self._skips = order, renderer, part, skips
+        self._max_pixels, self._telemetry = max_pixels, telemetry
+        self._threads, self._prefetch = threads, prefetch
         refs = manifest.shards
-        self._shards: Recent[int, Shard] = Recent(
-            2 * WINDOW_SHARDS, lambda i: read_shard(store, refs[i], cache_dir)
+        self._shards: Opened[int, Shard] = Opened(
+            order.shards_at_once(part.world_size),
+            lambda index: read_shard(store, refs[index], copies, telemetry),
+            OPENING,
         )
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Micro-batches from `start_step` on, without end; closing the iterator stops the threads.
 
         Raises:
-            DataError: a damaged shard, sample or target, or a key that does not match.
+            DataError: a damaged shard, a key that does not match, or more damaged samples than
+                the error budget allows.
             StorageError: storage that cannot be reached.
         """
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(self._prefetch)
-        stop = threading.Event()
-        producer = threading.Thread(
-            target=self._produce, args=(start_step, ready, stop), daemon=True, name="loader"
-        )
-        producer.start()
+        under_way: deque[_UnderWay] = deque()
+        pool = ThreadPoolExecutor(self._threads, "decode") if self._threads else _Caller()
+        due_again = dict.fromkeys(self._part.lanes(self._order), 0)
         try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            producer.join()
-
-    def _produce(
-        self,
-        start_step: int,
-        ready: "queue.Queue[Batch | BaseException]",
-        stop: threading.Event,
-    ) -> None:
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
             for step in count(start_step):
                 for start in self._part.starts(step):
-                    item: Batch | BaseException
-                    try:
-                        item = self._batch(start, pool)
-                    except BaseException as error:
-                        item = error
-                    if not _put(ready, item, stop) or isinstance(item, BaseException):
-                        return
+                    under_way.append(self._begin(start, pool))
+                    if len(under_way) > self._prefetch:
+                        yield under_way.popleft().finish()
+                self._look_ahead(step, due_again)
+        finally:
+            self._shards.forget_waiting()
+            pool.shutdown(cancel_futures=True)
 
-    def _batch(self, start: int, pool: ThreadPoolExecutor) -> Batch:
-        """One micro-batch: every sample is decoded and rendered by some thread into its row."""
-        places = list(self._order.places(start, self._part.micro_batch))
-        batch = self._renderer.start(len(places))
+    def _begin(self, start: int, pool: Executor) -> _UnderWay:
+        places = self._order.places(start, self._part.micro_batch)
+        for shard in dict.fromkeys(place.shard for place in places):
+            self._request(shard)
+        builder, total = self._renderer.start(len(places)), len(places)
+        chunks = [
+            pool.submit(self._fill, builder, places, range(first, min(first + CHUNK, total)))
+            for first in range(0, total, CHUNK)
+        ]
+        return _UnderWay(builder, chunks)
 
-        def fill(row: int) -> None:
-            place = places[row]
-            shard = self._shards.get(place.shard)
+    def _look_ahead(self, step: int, due_again: dict[int, int]) -> None:
+        """Have the shards opened that this rank's lanes come to next.
 
-            def read(other: int) -> tuple[str, np.ndarray]:
-                data = shard.image_bytes(other)
-                image = decode_rgb(data, self._max_pixels, telemetry=self._telemetry)
-                return shard.keys[other], image
+        Args:
+            due_again: by lane, the turn at which more shards are due than were asked for.
+        """
+        turn = step * self._order.global_batch // self._order.lanes
+        for lane, until in due_again.items():
+            if turn >= until:
+                shards, due_again[lane] = self._order.due(lane, turn)
+                for shard in shards:
+                    self._request(shard)
 
-            key, image = read(place.row)
-            neighbours = Neighbours(place.row, len(shard), read)
-            batch.fill(row, Sample(key, image, place, neighbours))
+    def _request(self, shard: int) -> None:
+        self._shards.request(shard)
+        self._renderer.expect(shard)
 
-        for _ in pool.map(fill, range(len(places))):
-            pass
-        return batch.finish()
+    def _fill(self, builder: BatchBuilder, places: Sequence[Place], rows: range) -> None:
+        for row in rows:
+            self._fill_row(builder, row, places[row])
 
+    def _fill_row(self, builder: BatchBuilder, row: int, place: Place) -> None:
+        """Fill a row with its sample; with the next one of the shard if that is damaged."""
+        shard = self._shards.get(place.shard)
+        for ahead in range(len(shard)):
+            now = place._replace(row=(place.row + ahead) % len(shard))
+            try:
+                builder.fill(row, self._sample(shard, now))
+            except SampleError as error:
+                self._skips.add(now, shard.ref.name, shard.keys[now.row], error)
+            else:
+                return
+        raise DataError(f"shard {shard.ref.name!r} holds damaged samples alone")
 
-class Recent(Generic[K, V]):
-    """A thread-safe cache of the most recently used values; each is made once."""
+    def _sample(self, shard: Shard, place: Place) -> Sample:
+        def decode(row: int, out: Pixels | None = None) -> Pixels:
+            try:
+                return decode_rgb(
+                    shard.image_bytes(row), self._max_pixels, telemetry=self._telemetry, out=out
+                )
+            except DataError as error:
+                raise SampleError(str(error)) from None
 
-    def __init__(self, size: int, make: Callable[[K], V]) -> None:
-        self._size, self._make = size, make
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: K) -> V:
-        with self._lock:
-            if key not in self._values:
-                self._values[key] = self._make(key)
-                if len(self._values) > self._size:
-                    self._values.popitem(last=False)
-            self._values.move_to_end(key)
-            return self._values[key]
-
-
-def _put(
-    ready: "queue.Queue[Batch | BaseException]",
-    item: Batch | BaseException,
-    stop: threading.Event,
-) -> bool:
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False
+        neighbours = Neighbours(
+            place.row, len(shard), lambda other: (shard.keys[other], decode(other))
+        )
+        key = shard.keys[place.row]
+        return Sample(key, place, lambda out: decode(place.row, out), neighbours)

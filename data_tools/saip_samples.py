@@ -3,7 +3,7 @@
 import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
-from data_tools.loader import Sample
+from data_tools.sample import Sample
 from dpal.saip.batch import SaipBatch
 from dpal.saip.views import NOISE_COLUMNS, SaipPlan, render_saip
 
@@ -18,6 +18,9 @@ class SaipSamples:
 
     def __init__(self, plan: SaipPlan, backgrounds: BackgroundPool) -> None:
         self.plan, self.backgrounds = plan, backgrounds
+
+    def expect(self, shard: int) -> None:
+        """Nothing of a shard but its images is needed."""
 
     def start(self, size: int) -> "_Filling":
         """Begin a batch of `size` samples."""

@@ -15,9 +15,13 @@ from cluster.ranks import num_nodes, spawn_ranks
 from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache
-from data_tools.loader import Loader, SampleRenderer, Slice
+from data_tools.loader import Loader, Slice
+from data_tools.local_cache import open_local_cache
 from data_tools.manifest import Manifest, manifest_of
+from data_tools.order import Order, num_lanes
 from data_tools.saip_samples import SaipSamples
+from data_tools.sample import SampleRenderer
+from data_tools.skips import SkipList
 from data_tools.storage import open_store
 from dpal import checkpoint
 from dpal.alignment import AlignmentTask
@@ -133,26 +137,40 @@ def make_loader(
     telemetry: Telemetry | None = None,
 ) -> Loader:
     """This rank's batches, rendered as the task needs them."""
-    spec, cache_dir = recipe.train, recipe.run_dir / "shard-cache"
+    spec, copies = recipe.train, open_local_cache(recipe.storage)
+    order = Order(
+        recipe.seed + spec.seed,
+        [ref.num_samples for ref in manifest.shards],
+        global_batch=spec.global_batch,
+        lanes=spec.lanes,
+        window=spec.window,
+    )
     if isinstance(task, AlignmentTask):
-        plan = ViewPlan(recipe.seed, recipe.views, spec.seed)
         renderer: SampleRenderer = AlignedSamples(
-            manifest, plan, pool, task.needs, caches, cache_dir
+            manifest,
+            ViewPlan(recipe.seed, recipe.views, spec.seed),
+            pool,
+            task.needs,
+            caches,
+            shards_at_once=order.shards_at_once(world.size),
+            copies=copies,
         )
     else:
         assert isinstance(recipe.method, Saip)
         local_crops = recipe.method.local_crops
         renderer = SaipSamples(SaipPlan(recipe.seed + spec.seed, recipe.views, local_crops), pool)
+    budget = int(recipe.data.max_skip_fraction * manifest.num_samples) // world.size
     return Loader(
         open_store(recipe.data.shards, recipe.storage, telemetry=telemetry),
         manifest,
-        recipe.seed + spec.seed,
+        order,
         renderer,
         Slice(spec.global_batch, spec.micro_batch, world.rank, world.size),
+        skips=SkipList(budget, RunLayout(recipe.run_dir).skipped, telemetry),
         max_pixels=recipe.data.max_pixels,
         threads=spec.loader_threads,
         prefetch=spec.prefetch,
-        cache_dir=cache_dir,
+        copies=copies,
         telemetry=telemetry,
     )
 
@@ -168,6 +186,13 @@ def _check_world(recipe: Recipe, num_ranks: int) -> None:
         raise ConfigError(
             f"train.global_batch={spec.global_batch} is not a multiple of train.micro_batch="
             f"{spec.micro_batch} times {num_ranks} processes"
+        )
+    lanes = num_lanes(spec.lanes, spec.global_batch)
+    if lanes % num_ranks:
+        raise ConfigError(
+            f"train.lanes={spec.lanes} with train.global_batch={spec.global_batch} makes {lanes} "
+            f"lanes, which {num_ranks} processes cannot share; accepted is a number of lanes that "
+            f"they divide, for example {spec.global_batch}"
         )
 
 

@@ -31,6 +31,11 @@ class RunLayout:
         return self.root / "events.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """Damaged samples that training skipped, one JSON object a line."""
+        return self.root / "skipped.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of `step-<number>/` checkpoints; valid where `COMMITTED` exists."""
         return self.root / "checkpoints"

@@ -78,8 +78,17 @@ class Train(Section):
     checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="committed checkpoints that are kept")
     log_every: int = Field(10, ge=1, description="steps between two rows of events.jsonl")
-    loader_threads: int = Field(2, ge=1, description="decoding threads of one process")
+    loader_threads: int = Field(
+        2, ge=0, description="decoding threads of one process; 0: decode between two steps"
+    )
     prefetch: int = Field(4, ge=1, description="batches prepared ahead")
+    lanes: int = Field(
+        48,
+        ge=1,
+        description="lanes of the sample order, as far as global_batch is a multiple of them; the "
+        "number of processes must divide them",
+    )
+    window: int = Field(4, ge=1, description="shards of a lane whose samples are mixed")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0: no endpoint")
 
     @model_validator(mode="after")

@@ -1,5 +1,8 @@
 """The loader: the same samples on any number of ranks, after any restart; faults are told."""
 
+import hashlib
+import json
+import threading
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +14,10 @@ from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
-from data_tools.manifest import load_manifest
+from data_tools.manifest import MANIFEST, load_manifest
+from data_tools.order import Order
+from data_tools.shard import read_shard
+from data_tools.skips import SkipList
 from data_tools.storage import LocalStore, open_store
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
@@ -28,33 +34,41 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def loader(
-    recipe: Recipe, part: Slice, cache: TargetCache | None = None, threads: int = 2
+    recipe: Recipe,
+    part: Slice,
+    cache: TargetCache | None = None,
+    threads: int = 2,
+    budget: int = 0,
 ) -> Loader:
     store = open_store(recipe.data.shards, recipe.storage)
-    manifest, cache_dir = load_manifest(store), recipe.run_dir / "shard-cache"
+    manifest = load_manifest(store)
+    sizes = [ref.num_samples for ref in manifest.shards]
+    order = Order(recipe.seed, sizes, global_batch=part.global_batch, lanes=48, window=2)
     renderer = AlignedSamples(
         manifest,
         ViewPlan(recipe.seed, recipe.views),
         load_backgrounds(recipe),
         Needs(crops=True, composite=True, boxes=recipe.loss.relation_level == "instances"),
         () if cache is None else (cache,),
-        cache_dir,
+        shards_at_once=order.shards_at_once(part.world_size),
     )
     return Loader(
         store,
         manifest,
-        recipe.seed,
+        order,
         renderer,
         part,
+        skips=SkipList(budget, recipe.run_dir / "skipped.jsonl"),
         max_pixels=recipe.data.max_pixels,
         threads=threads,
         prefetch=2,
-        cache_dir=cache_dir,
     )
 
 
-def read(recipe: Recipe, part: Slice, start: int, count: int, threads: int = 2) -> list[TrainBatch]:
-    batches = loader(recipe, part, threads=threads).batches(start)
+def read(
+    recipe: Recipe, part: Slice, start: int, count: int, threads: int = 2, budget: int = 0
+) -> list[TrainBatch]:
+    batches = loader(recipe, part, threads=threads, budget=budget).batches(start)
     found = list(islice(batches, count))
     batches.close()
     return found
@@ -122,6 +136,82 @@ def test_resume_twice_yields_the_same_batches(recipe: Recipe) -> None:
         np.array_equal(a.base, b.base) and np.array_equal(a.crops, b.crops)
         for a, b in zip(through, resumed, strict=True)
     )
+
+
+def keys_of(recipe: Recipe, steps: range, ranks: int, micro: int, threads: int) -> list[str]:
+    """Keys of global batches of 24, as `ranks` ranks read them; each starts anew at `steps`."""
+    parts = [Slice(24, micro, rank, ranks) for rank in range(ranks)]
+    count = 24 // ranks // micro
+    read_by = [read(recipe, part, steps.start, len(steps) * count, threads) for part in parts]
+    return [
+        key
+        for step in range(len(steps))
+        for batches in read_by
+        for batch in batches[step * count : (step + 1) * count]
+        for key in batch.keys
+    ]
+
+
+def test_the_sequence_survives_restarts_at_any_world_size_and_number_of_threads(
+    recipe: Recipe,
+) -> None:
+    whole = keys_of(recipe, range(12), 1, 24, 2)
+    pieces = [
+        (range(3), 2, 12, 0),
+        (range(3, 4), 3, 4, 4),  # with accumulation
+        (range(4, 5), 4, 6, 1),
+        (range(5, 8), 6, 4, 0),
+        (range(8, 10), 8, 1, 4),
+        (range(10, 12), 1, 8, 4),
+    ]
+    assert [key for piece in pieces for key in keys_of(recipe, *piece)] == whole
+
+
+def break_image(shards: Path, name: str, row: int) -> str:
+    """Make one image of a shard undecodable, but leave the shard and its manifest in agreement."""
+    store = LocalStore(shards)
+    manifest = load_manifest(store)
+    (ref,) = (ref for ref in manifest.shards if ref.name == name)
+    shard = read_shard(store, ref, None)
+    image, data = shard.image_bytes(row), store.get(name)
+    broken = data.replace(image, bytes(len(image)))
+    (shards / name).write_bytes(broken)
+    changed = ref._replace(sha256=hashlib.sha256(broken).hexdigest())
+    refs = tuple(changed if each == ref else each for each in manifest.shards)
+    store.put(MANIFEST, replace(manifest, shards=refs).to_json().encode())
+    return shard.keys[row]
+
+
+def test_a_damaged_sample_is_skipped_listed_and_replaced_within_the_budget(recipe: Recipe) -> None:
+    sound = read(recipe, Slice(8, 8, 0, 1), 0, 10)  # two epochs
+    key = break_image(Path(recipe.data.shards), "persons-000001.tar", 3)
+    batches = read(recipe, Slice(8, 4, 0, 1), 0, 20, budget=1)
+    before = [key for batch in sound for key in batch.keys]
+    after = [key for batch in batches for key in batch.keys]
+    changed = [(was, now) for was, now in zip(before, after, strict=True) if was != now]
+    assert [was for was, _now in changed] == [key, key]
+    assert all(now in before for _was, now in changed)
+    lines = (recipe.run_dir / "skipped.jsonl").read_text().splitlines()
+    listed = [json.loads(line) for line in lines]
+    assert [(row["key"], row["shard"]) for row in listed] == [(key, "persons-000001.tar")] * 2
+    assert {row["epoch"] for row in listed} == {0, 1}
+
+
+def test_more_damage_than_the_budget_allows_stops_the_run(recipe: Recipe) -> None:
+    shards = Path(recipe.data.shards)
+    first = break_image(shards, "persons-000001.tar", 3)
+    second = break_image(shards, "persons-000002.tar", 0)
+    with pytest.raises(DataError, match=r"2 damaged samples .* data\.max_skip_fraction") as found:
+        read(recipe, Slice(8, 8, 0, 1), 0, 5, budget=1)
+    listed = (recipe.run_dir / "skipped.jsonl").read_text()
+    assert first in listed
+    assert second in listed
+    assert first in str(found.value) or second in str(found.value)
+
+
+def test_closing_the_batches_stops_every_thread(recipe: Recipe) -> None:
+    read(recipe, Slice(8, 8, 0, 1), 0, 3)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("decode")]
 
 
 def test_an_epoch_holds_every_key_once_and_the_next_one_is_shuffled_anew(recipe: Recipe) -> None:

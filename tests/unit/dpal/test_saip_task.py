@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_tools.backgrounds import BackgroundPool
-from data_tools.loader import Sample
 from data_tools.order import Place
 from data_tools.saip_samples import SaipSamples
+from data_tools.sample import Sample
 from data_tools.synthetic import draw_background, draw_person
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError
@@ -66,9 +66,8 @@ def batch_of(recipe: Recipe, numbers: list[int], epoch: int = 0) -> SaipBatch:
     pool = BackgroundPool(tuple(draw_background(0, i, (128, 128)) for i in range(2)), "")
     builder = SaipSamples(plan, pool).start(len(numbers))
     for row, number in reversed(list(enumerate(numbers))):
-        builder.fill(
-            row, Sample(f"{number:08x}", person(number), Place(epoch=epoch, shard=0, row=number))
-        )
+        place = Place(epoch=epoch, shard=0, row=number)
+        builder.fill(row, Sample(f"{number:08x}", place, lambda out, number=number: person(number)))
     return builder.finish()
 
 
