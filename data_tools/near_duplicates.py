@@ -10,7 +10,7 @@ it is enough to compare within buckets of two equal bands, one pass for each cho
 
 import sqlite3
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,9 @@ def find_alike(db: sqlite3.Connection, distance: int) -> Iterator[Alike]:
     # One row for each look, its best image: the others of that look share the fate of their look.
     db.execute("CREATE TABLE best(look INTEGER PRIMARY KEY, rank INTEGER) WITHOUT ROWID")
     db.execute("INSERT OR IGNORE INTO best SELECT look, rank FROM ranked ORDER BY look, rank")
-    db.execute("CREATE TABLE pairs(worse INT, better INT, PRIMARY KEY(worse, better)) WITHOUT ROWID")
+    db.execute(
+        "CREATE TABLE pairs(worse INT, better INT, PRIMARY KEY(worse, better)) WITHOUT ROWID"
+    )
     for bands in combinations(_bands(distance + 2), 2):
         for pairs in _pairs_of_pass(db, bands, distance):
             db.execute("BEGIN")
@@ -62,14 +64,16 @@ def find_alike(db: sqlite3.Connection, distance: int) -> Iterator[Alike]:
         " LEFT JOIN gone g ON g.rank = b.rank JOIN ranked k ON k.rank = COALESCE(g.kept, b.rank)"
         " WHERE g.rank IS NOT NULL OR b.rank != r.rank ORDER BY r.rank"
     )
-    for key, kept, one, other in rows:
-        yield Alike(key, kept, ((one ^ other) & (2**BITS - 1)).bit_count())
+    return (
+        Alike(key, kept, ((one ^ other) & (2**BITS - 1)).bit_count())
+        for key, kept, one, other in rows
+    )
 
 
 def _bands(count: int) -> list[tuple[int, int]]:
     """First bit and width of bands that cover all bits."""
     edges = [BITS * number // count for number in range(count + 1)]
-    return [(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    return [(low, high - low) for low, high in pairwise(edges)]
 
 
 def _pairs_of_pass(
@@ -109,9 +113,7 @@ def _alike_rows(rows: list[tuple[int, int, int]], distance: int) -> list[tuple[i
         bits = np.bitwise_count((looks[first] ^ looks[first + step]).view(np.uint64))
         near = first[bits <= distance]
         one, other = ranks[near], ranks[near + step]
-        found += zip(
-            np.maximum(one, other).tolist(), np.minimum(one, other).tolist(), strict=True
-        )
+        found += zip(np.maximum(one, other).tolist(), np.minimum(one, other).tolist(), strict=True)
         step += 1
     return found
 

@@ -18,14 +18,13 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from data_tools.decode import decode_rgb
-from data_tools.ingest import Sample, Sources
 from data_tools.manifest import load_manifest
 from data_tools.shard import Shard, read_shard
 from data_tools.storage import SourceStore, open_store
@@ -105,63 +104,12 @@ def load_scenes(recipe: Recipe) -> ScenePool:
     )
 
 
-def read_boxes(sources: Sources) -> tuple[dict[str, tuple[Corners, ...]], ...]:
-    """Boxes by file name, for every source folder.
+def read_boxes(store: SourceStore, names: Sequence[str]) -> dict[str, tuple[Corners, ...]]:
+    """Boxes by file name, of the folder `store` that holds the files `names`.
 
     Raises:
-        DataError: naming the file, when a folder has several, or one that cannot be understood.
+        DataError: naming the file, when the folder has several, or one that cannot be understood.
     """
-    return tuple(
-        _boxes_of(store, [found.entry.name for found in sources.files if found.source == number])
-        for number, store in enumerate(sources.stores)
-    )
-
-
-def is_box_file(name: str) -> bool:
-    """Whether a file of a scene folder holds boxes."""
-    return name.rpartition("/")[2] == NAME or name.lower().endswith(".json")
-
-
-def scene_extras(
-    samples: Iterable[Sample], boxes: Sequence[Mapping[str, Sequence[Corners]]]
-) -> dict[str, dict[str, Any]]:
-    """What a scene's JSON says beyond that of any image: its boxes, by sample key."""
-    return {
-        sample.key: {"boxes": _inside(boxes[sample.source].get(sample.name, ()), sample)}
-        for sample in samples
-    }
-
-
-def num_persons(extras: Mapping[str, Mapping[str, Any]]) -> int:
-    """Boxes of all scenes."""
-    return sum(len(extra["boxes"]) for extra in extras.values())
-
-
-def _described(
-    shard: Shard, row: int
-) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.float64]]]:
-    meta = shard.meta(row)
-    try:
-        corners = np.array(meta["boxes"], dtype=np.float64).reshape(-1, 4)
-        return (int(meta["height"]), int(meta["width"])), corners
-    except (KeyError, TypeError, ValueError):
-        raise DataError(
-            f"scene {shard.keys[row]!r} of shard {shard.ref.name!r} has no valid size and boxes: "
-            "run `dpal shard` again"
-        ) from None
-
-
-def _inside(boxes: Sequence[Corners], sample: Sample) -> list[list[float]]:
-    kept = []
-    for left, top, right, bottom in boxes:
-        x0, x1 = (min(max(x, 0.0), float(sample.width)) for x in (left, right))
-        y0, y1 = (min(max(y, 0.0), float(sample.height)) for y in (top, bottom))
-        if x0 < x1 and y0 < y1:
-            kept.append([round(number, 2) for number in (x0, y0, x1, y1)])
-    return kept
-
-
-def _boxes_of(store: SourceStore, names: Sequence[str]) -> dict[str, tuple[Corners, ...]]:
     files = [name for name in names if is_box_file(name)]
     if not files:
         return {}
@@ -183,6 +131,25 @@ def _boxes_of(store: SourceStore, names: Sequence[str]) -> dict[str, tuple[Corne
             "paths below the folder, or plain file names"
         )
     return named
+
+
+def is_box_file(name: str) -> bool:
+    """Whether a file of a scene folder holds boxes."""
+    return name.rpartition("/")[2] == NAME or name.lower().endswith(".json")
+
+
+def _described(
+    shard: Shard, row: int
+) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.float64]]]:
+    meta = shard.meta(row)
+    try:
+        corners = np.array(meta["boxes"], dtype=np.float64).reshape(-1, 4)
+        return (int(meta["height"]), int(meta["width"])), corners
+    except (KeyError, TypeError, ValueError):
+        raise DataError(
+            f"scene {shard.keys[row]!r} of shard {shard.ref.name!r} has no valid size and boxes: "
+            "run `dpal shard` again"
+        ) from None
 
 
 def _full_names(names: Sequence[str]) -> dict[str, str]:

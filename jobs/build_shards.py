@@ -1,24 +1,33 @@
 """Stage `shard`: person images, backgrounds and scenes to WebDataset shards with a manifest."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from data_tools.ingest import POLICY_VERSION, check_rejects, list_sources, survey
+from data_tools.ingest import check_rejects, list_items, survey
+from data_tools.ledger import TRAIN, VALIDATION, Ledger, Sample
 from data_tools.manifest import Manifest
-from data_tools.scenes import is_box_file, num_persons, read_boxes, scene_extras, scenes_url
+from data_tools.policy import POLICY_VERSION, sample_bytes
+from data_tools.scene_source import SceneFolder
+from data_tools.scenes import scenes_url
 from data_tools.shard_writer import (
     REJECTS,
+    ShardPlan,
+    ShardSet,
     is_complete,
+    num_writers,
     plan_shards,
     published,
     refuse_other_images,
     write_rejects,
     write_shards,
 )
-from data_tools.storage import open_store
+from data_tools.source import Source
+from data_tools.sources import open_source
+from data_tools.sources.folder import FolderSource
+from data_tools.storage import SourceStore, open_store
 from data_tools.synthetic import write_dataset
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.inputs import Data, Storage
@@ -27,7 +36,14 @@ from dpal.base.recipe import Recipe
 from jobs.stage import StageResult
 
 SYNTHETIC = ("synthetic",)
-SCENES = "scenes"
+PERSONS, BACKGROUNDS, SCENES = "persons", "backgrounds", "scenes"
+VALIDATION_FOLDER = "validation"
+
+# Keys that change what is kept or how its bytes are; named in the fingerprint when set.
+POLICY_KEYS = {
+    *("names", "pictures", "persons", "margin"),
+    *("encode", "jpeg_quality", "max_side", "near_duplicates", "validation_fraction"),
+}
 
 
 def run(recipe: Recipe) -> StageResult:
@@ -44,16 +60,16 @@ def run(recipe: Recipe) -> StageResult:
         write_dataset(folder, data.synthetic, recipe.seed)
         images = (str(folder / "persons"),)
         backgrounds = backgrounds or (str(folder / "backgrounds"),)
-    built = [_build(images, data.shards, data, recipe.storage, "persons")]
-    details = [_summary(built[0].manifest, "images")]
+    built = [_build(images, data.shards, data, recipe.storage, PERSONS)]
+    details = [_summary(built[0], "images")]
     if backgrounds:
         url = f"{data.shards.rstrip('/')}/backgrounds"
-        built.append(_build(backgrounds, url, data, recipe.storage, "backgrounds"))
-        details.append(_summary(built[-1].manifest, "backgrounds"))
+        built.append(_build(backgrounds, url, data, recipe.storage, BACKGROUNDS))
+        details.append(_summary(built[-1], "backgrounds"))
     if data.scenes:
         scenes = _build(data.scenes, scenes_url(data.shards), data, recipe.storage, SCENES)
         built.append(scenes)
-        details.append(_summary(scenes.manifest, "scenes") + scenes.note)
+        details.append(_summary(scenes, "scenes"))
     return StageResult("shard", all(one.skipped for one in built), "; ".join(details))
 
 
@@ -63,13 +79,13 @@ def build_shards(
     data: Data,
     storage: Storage,
     *,
-    prefix: str = "persons",
+    prefix: str = PERSONS,
 ) -> Manifest:
-    """Shard the images of folders or URLs `sources` into `dest`; does only what is missing.
+    """Shard the images of `sources` into `dest`; does only what is missing.
 
     Args:
-        data: the policy (`min_side`, `max_pixels`, `max_reject_fraction`) and shard size; its
-            own `images` and `shards` are not read.
+        sources: folders, lists, annotation files or archives, as `open_source` takes them.
+        data: the policy and shard size; its own `images` and `shards` are not read.
         prefix: first word of the shards' names.
 
     Raises:
@@ -87,34 +103,132 @@ class _Built(NamedTuple):
     note: str = ""
 
 
+class _Target(NamedTuple):
+    """One data set that a build publishes."""
+
+    store: SourceStore
+    part: int
+    before: Manifest | None
+
+
 def _build(sources: Sequence[str], dest: str, data: Data, storage: Storage, prefix: str) -> _Built:
     _refuse_overlap(sources, dest)
-    listed = list_sources(sources, storage)
-    store = open_store(dest, storage)
-    before = published(store)
-    policy = f"{POLICY_VERSION} {data.samples_per_shard} {data.min_side} {data.max_pixels}"
-    fingerprint = f"{listed.fingerprint} {policy}"
-    if before is not None and is_complete(store, before, fingerprint):
-        return _Built(before, True)
-    images, boxes = listed, None
-    if prefix == SCENES:
-        boxes = read_boxes(listed)
-        pictures = tuple(found for found in listed.files if not is_box_file(found.entry.name))
-        images = replace(listed, files=pictures)
-    result = survey(images, data, store)
-    try:
-        check_rejects(result, data, f"{store.url}/{REJECTS}")
-    except DataError:
-        if before is None:
-            write_rejects(store, result.rejects)
-        raise
-    extras = scene_extras(result.samples, boxes) if boxes is not None else {}
-    plans = plan_shards(result.samples, data.samples_per_shard, prefix, extras)
-    if before is not None:
-        refuse_other_images(store, before, plans)
-    manifest = write_shards(listed, result, plans, store, prefix=prefix, fingerprint=fingerprint)
-    note = f" with {num_persons(extras)} persons" if boxes is not None else ""
-    return _Built(manifest, False, note)
+    data = _policy_for(prefix, data)
+    opened = tuple(_open(url, data, storage, prefix) for url in sources)
+    targets = _targets(dest, data, storage)
+    with Ledger([source.url for source in opened]) as ledger:
+        fingerprint = f"{list_items(opened, ledger)} {_policy(data)}"
+        main = targets[-1]
+        if all(one.before and is_complete(one.store, one.before, fingerprint) for one in targets):
+            assert main.before is not None
+            return _Built(main.before, True)
+        survey(opened, ledger, data, main.store)
+        try:
+            check_rejects(ledger, data, f"{main.store.url}/{REJECTS}")
+            _check_parts(ledger, targets, data)
+        except DataError:
+            if main.before is None:
+                write_rejects(main.store, ledger.rejects())
+            raise
+        for one in targets:
+            if one.before is not None:
+                refuse_other_images(one.store, one.before, _plans(ledger, one, data, prefix))
+        manifests = [
+            _write(ledger, one, opened, data, prefix=prefix, fingerprint=fingerprint)
+            for one in targets
+        ]
+        note = f" with {_num_persons(ledger)} persons" if prefix == SCENES else ""
+        if len(manifests) > 1:
+            note = f" and {manifests[0].num_samples} for validation"
+        return _Built(manifests[-1], False, note)
+
+
+def _open(url: str, data: Data, storage: Storage, prefix: str) -> Source:
+    source = open_source(url, data, storage)
+    if prefix == SCENES and isinstance(source, FolderSource):
+        return SceneFolder(source, open_store(url, storage))
+    return source
+
+
+def _policy_for(prefix: str, data: Data) -> Data:
+    """The settings for one kind of images: only persons are cut out and split."""
+    if prefix == PERSONS:
+        return data
+    plain = {name: Data.model_fields[name].default for name in ("names", "validation_fraction")}
+    return data.model_copy(update={**plain, "persons": "scenes"})
+
+
+def _policy(data: Data) -> str:
+    """What the shards depend on beside their sources, as one line."""
+    line = f"{POLICY_VERSION} {data.samples_per_shard} {data.min_side} {data.max_pixels}"
+    more = data.model_dump(include=POLICY_KEYS, exclude_defaults=True)
+    return f"{line} {json.dumps(more, sort_keys=True)}" if more else line
+
+
+def _targets(dest: str, data: Data, storage: Storage) -> list[_Target]:
+    """What to publish, in this order: the data set to learn from comes last."""
+    urls = {TRAIN: dest}
+    if data.validation_fraction:
+        urls = {VALIDATION: f"{dest.rstrip('/')}/{VALIDATION_FOLDER}", **urls}
+    stores = {part: open_store(url, storage) for part, url in urls.items()}
+    return [_Target(store, part, published(store)) for part, store in stores.items()]
+
+
+def _check_parts(ledger: Ledger, targets: Sequence[_Target], data: Data) -> None:
+    for one in targets:
+        if not ledger.num_samples(one.part):
+            name = "validation" if one.part == VALIDATION else "pretraining"
+            raise DataError(
+                f"data.validation_fraction={data.validation_fraction:g} leaves none of "
+                f"{ledger.num_samples()} images for {name}: accepted is a share that leaves some"
+            )
+
+
+def _plans(ledger: Ledger, target: _Target, data: Data, prefix: str) -> Iterator[ShardPlan]:
+    return plan_shards(ledger.samples(target.part, data.samples_per_shard), prefix)
+
+
+def _write(
+    ledger: Ledger,
+    target: _Target,
+    opened: Sequence[Source],
+    data: Data,
+    *,
+    prefix: str,
+    fingerprint: str,
+) -> Manifest:
+    def read(sample: Sample) -> bytes:
+        contents = opened[sample.source].read(sample.picture)
+        try:
+            return sample_bytes(contents, sample.box, data)
+        except DataError:
+            return b""  # no longer the picture that was surveyed: refused by its key
+
+    num_samples = ledger.num_samples(target.part)
+    what = ShardSet(
+        prefix,
+        -(-num_samples // data.samples_per_shard),
+        ledger.counts if target.part == TRAIN else (),
+        fingerprint,
+        {"boxes": []} if prefix == SCENES else {},
+    )
+    return write_shards(
+        what,
+        _plans(ledger, target, data, prefix),
+        ledger.rejects() if target.part == TRAIN else (),
+        target.store,
+        read,
+        num_writers=num_writers([target.store.url, *(source.url for source in opened)]),
+    )
+
+
+def _num_persons(ledger: Ledger) -> int:
+    return sum(
+        len(json.loads(sample.facts).get("boxes", ()))
+        for samples in ledger.samples(TRAIN, 1024)
+        for sample in samples
+        if sample.facts
+    )
 
 
 def _refuse_overlap(sources: Sequence[str], dest: str) -> None:
@@ -134,7 +248,8 @@ def _local(url: str) -> Path | None:
     return Path(unquote(parts.path)).resolve() if parts.scheme == "file" else None
 
 
-def _summary(manifest: Manifest, what: str) -> str:
+def _summary(built: _Built, what: str) -> str:
+    manifest = built.manifest
     rejected = sum(count for _reason, count in manifest.rejected)
     tail = f", {rejected} files rejected" if rejected else ""
-    return f"{manifest.num_samples} {what} in {len(manifest.shards)} shards{tail}"
+    return f"{manifest.num_samples} {what} in {len(manifest.shards)} shards{tail}{built.note}"
