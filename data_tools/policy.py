@@ -173,7 +173,8 @@ def _verdict(contents: bytes, pixels: Pixels, item: Item, data: Data) -> Verdict
         contents, pixels, facts, kind = one.contents, one.pixels, one.facts, "jpg"
     told = json.dumps(_present(facts), sort_keys=True) if facts else ""
     look = _look(pixels) if data.near_duplicates else 0
-    return Kept(key_of(contents), kind, len(contents), *pixels.shape[:2], told, look)
+    height, width = pixels.shape[:2]
+    return Kept(key_of(contents), kind, len(contents), height, width, told, look)
 
 
 def _is_kept_whole(box: Corners | None, data: Data) -> bool:

@@ -15,9 +15,10 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data_tools.ingest import Reject, judge
 from data_tools.manifest import Manifest, load_manifest
+from data_tools.policy import Refused, judge
 from data_tools.shard import read_shard
+from data_tools.source import Item
 from data_tools.storage import LocalStore
 from dpal.base.errors import ConfigError, DataError, StorageError
 from dpal.base.inputs import Data, Storage
@@ -148,7 +149,7 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     [
         (lambda folder: None, "does not exist"),
         (lambda folder: folder.mkdir(), "is empty"),
-        (lambda folder: folder.write_text("x"), "is not a folder"),
+        (lambda folder: folder.write_text("x"), "is a file of no known kind"),
         (lambda folder: (folder.mkdir(), (folder / "a.txt").write_text("x")), "no image among 1"),
     ],
 )
@@ -156,7 +157,7 @@ def test_unusable_folders_are_one_sentence_and_nothing_is_written(
     tmp_path: Path, make, sentence: str
 ) -> None:
     make(tmp_path / "in")
-    with pytest.raises(DataError, match=sentence) as caught:
+    with pytest.raises((DataError, ConfigError), match=sentence) as caught:
         build(tmp_path / "in", dest=tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -266,7 +267,7 @@ def test_killed_at_any_write_and_run_again_gives_the_same_bytes(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert not (dest / "manifest.json").exists()
     finished = {path: path.stat().st_ino for path in dest.glob("persons-*.tar")}
-    assert len(finished) == min(writes, 3)
+    assert len(finished) <= min(writes, 3)  # two are written at once
     build(source, dest=dest)
     assert contents(dest) == contents(tmp_path / "whole")
     assert {path: path.stat().st_ino for path in finished} == finished
@@ -280,14 +281,14 @@ def test_an_interrupted_survey_goes_on_where_it_stopped(
     monkeypatch.setattr(ingest, "SLICE", 5)
     source, dest, judged = write_images(tmp_path / "in", 20), tmp_path / "out", []
 
-    def counting(name: str, data: bytes, policy: Data):
-        judged.append(name)
+    def counting(contents: bytes, items: list[Item], policy: Data):
+        judged.append(items[0].name)
         if len(judged) == 13:
             raise StorageError("interrupted")
-        return judge(name, data, policy)
+        return judge(contents, items, policy)
 
     monkeypatch.setattr(ingest, "judge", counting)
-    monkeypatch.setattr(ingest, "_num_threads", lambda: 1)
+    monkeypatch.setattr(ingest, "_num_threads", lambda sources: 1)
     with pytest.raises(StorageError, match="interrupted"):
         build(source, dest=dest)
     judged.clear()
@@ -356,6 +357,7 @@ def test_large_shards_are_put_together_in_a_file_with_the_same_bytes(
 
 def test_a_gif_is_not_an_image_and_a_gif_called_jpg_is_a_bad_one() -> None:
     for name, reason in (("a.gif", "not_image"), ("a.JPG", "undecodable")):
-        verdict = judge(name, b"GIF89a" + bytes(100), POLICY)
-        assert isinstance(verdict, Reject)
+        item = Item(name, name, 106, "", None, {})
+        (verdict,) = judge(b"GIF89a" + bytes(100), [item], POLICY)
+        assert isinstance(verdict, Refused)
         assert verdict.reason == reason
