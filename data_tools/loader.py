@@ -20,7 +20,8 @@ from data_tools.manifest import Manifest
 from data_tools.opened import OPENING, Opened
 from data_tools.order import Order, Place
 from data_tools.sample import BatchBuilder, Pixels, Sample, SampleError, SampleRenderer
-from data_tools.shard import Shard, read_shard
+from data_tools.salvage import salvage_shard
+from data_tools.shard import DamagedShard, Shard, read_shard
 from data_tools.skips import SkipList
 from data_tools.storage import ObjectStore
 from dpal.base.errors import DataError
@@ -117,12 +118,18 @@ class Loader:
         self._order, self._renderer, self._part, self._skips = order, renderer, part, skips
         self._max_pixels, self._telemetry = max_pixels, telemetry
         self._threads, self._prefetch = threads, prefetch
-        refs = manifest.shards
-        self._shards: Opened[int, Shard] = Opened(
-            order.shards_at_once(part.world_size),
-            lambda index: read_shard(store, refs[index], copies, telemetry),
-            OPENING,
-        )
+
+        def open_shard(index: int) -> Shard:
+            ref = manifest.shards[index]
+            try:
+                return read_shard(store, ref, copies, telemetry)
+            except DamagedShard:
+                if not skips.budget:
+                    raise
+                return salvage_shard(store, ref)
+
+        at_once = order.shards_at_once(part.world_size)
+        self._shards: Opened[int, Shard] = Opened(at_once, open_shard, OPENING)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Micro-batches from `start_step` on, without end; closing the iterator stops the threads.

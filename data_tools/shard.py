@@ -17,6 +17,10 @@ from dpal.base.telemetry import Telemetry
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 
+class DamagedShard(DataError):
+    """A shard is there, but its bytes are not those of its manifest."""
+
+
 class Shard:
     """Samples of one shard, in order; safe to read from several threads.
 
@@ -72,10 +76,11 @@ def read_shard(
         telemetry: told of bytes that were damaged on the way and fetched again.
 
     Raises:
-        DataError: naming the shard, when it is missing or its bytes are not those of `ref`.
+        DamagedShard: naming the shard, when its bytes are not those of `ref`.
+        DataError: when it is missing.
     """
     where, content = f"{store.url}/{ref.name}", Content(ref.sha256, ref.num_bytes)
-    damaged = DataError(
+    damaged = DamagedShard(
         f"shard {where!r} is damaged: its bytes do not match the manifest's size and checksum"
     )
     if isinstance(store, LocalStore):

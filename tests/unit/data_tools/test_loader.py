@@ -209,6 +209,22 @@ def test_more_damage_than_the_budget_allows_stops_the_run(recipe: Recipe) -> Non
     assert first in str(found.value) or second in str(found.value)
 
 
+def test_of_a_damaged_shard_the_sound_samples_are_used_within_the_budget(recipe: Recipe) -> None:
+    sound = read(recipe, Slice(8, 8, 0, 1), 0, 5)
+    path = Path(recipe.data.shards) / "persons-000002.tar"
+    (ref,) = (r for r in load_manifest(LocalStore(path.parent)).shards if r.name == path.name)
+    shard, data = read_shard(LocalStore(path.parent), ref, None), path.read_bytes()
+    at = data.index(shard.image_bytes(4)) + 700  # in the pixels: it might even decode
+    path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
+    batches = read(recipe, Slice(8, 8, 0, 1), 0, 5, budget=1)
+    before = [key for batch in sound for key in batch.keys]
+    after = [key for batch in batches for key in batch.keys]
+    assert set(before) - set(after) == {shard.keys[4]}
+    listed = (recipe.run_dir / "skipped.jsonl").read_text()
+    assert shard.keys[4] in listed
+    assert "digest" in listed
+
+
 def test_closing_the_batches_stops_every_thread(recipe: Recipe) -> None:
     read(recipe, Slice(8, 8, 0, 1), 0, 3)
     assert not [t.name for t in threading.enumerate() if t.name.startswith("decode")]
