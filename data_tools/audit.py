@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
 
 def audit_shards(
-    store: ObjectStore, *, nested: tuple[str, ...] = ("backgrounds/", "scenes/")
+    store: ObjectStore, *, nested: tuple[str, ...] = ("backgrounds/", "scenes/", "validation/")
 ) -> list[Finding]:
     """Every deviation of `store` from its manifest; empty when all is well. Reads all shards.
 
