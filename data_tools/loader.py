@@ -19,8 +19,8 @@ from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest
 from data_tools.opened import OPENING, Opened
 from data_tools.order import Order, Place
-from data_tools.sample import BatchBuilder, Pixels, Sample, SampleError, SampleRenderer
 from data_tools.salvage import salvage_shard
+from data_tools.sample import BatchBuilder, Pixels, Sample, SampleError, SampleRenderer
 from data_tools.shard import DamagedShard, Shard, read_shard
 from data_tools.skips import SkipList
 from data_tools.storage import ObjectStore
