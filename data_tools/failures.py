@@ -32,6 +32,9 @@ _RETRIED_NAMES = {
     "ClientConnectionError",
     "ClientPayloadError",
     "ServerDisconnectedError",
+    "TimeoutError",  # these three of urllib3
+    "ProtocolError",
+    "NewConnectionError",
 }
 _REFUSED_NAMES = {"NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"}
 _SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -74,16 +77,24 @@ def tell(verb: str, where: str, error: Exception, failure: str) -> DpalError:
 
 
 def scrub(text: str, *credentials: str) -> str:
-    """`text` without any credential, given or from the environment, and without URL userinfo."""
+    """`text` without credentials, given or from the environment, URL userinfo and signatures."""
     for secret in (*credentials, *(os.environ.get(name, "") for name in _SECRET_VARIABLES)):
         if secret:
             text = text.replace(secret, "***")
+    text = re.sub(r"X-Amz-(\w+)=[^&\s]+", r"X-Amz-\1=***", text)
     return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
 def code_of(error: BaseException) -> str:
     """The S3 error code behind an exception (`NoSuchBucket`, ...); empty if there is none."""
     return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def wait_asked_for(error: BaseException) -> float:
+    """Seconds that the store asks to wait (Retry-After); 0 when it does not say."""
+    headers = _response(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    values = [str(headers[name]) for name in headers if str(name).lower() == "retry-after"]
+    return float(values[0]) if values and values[0].isdecimal() else 0.0
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -1,14 +1,19 @@
 """Remote object stores through fsspec, with this project's own retries and error sentences."""
 
+import asyncio
 import os
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 
-from data_tools.failures import code_of, is_conflict, judge_failure, scrub, tell
+from data_tools.direct_get import DirectGet, NotServed
+from data_tools.failures import code_of, is_conflict, judge_failure, scrub, tell, wait_asked_for
 from data_tools.storage import Buffer, Listed, check_name, require_length
 from dpal.base.errors import ConfigError, DataError, DpalError, StorageError
 from dpal.base.inputs import Storage
@@ -16,8 +21,9 @@ from dpal.base.telemetry import STORAGE_RETRIES, Telemetry
 
 Result = TypeVar("Result")
 
-FIRST_DELAY_S = 0.2
+FIRST_DELAY_S = 0.4
 LONGEST_DELAY_S = 20.0
+RETRIES_AT_ONCE = 8
 
 
 class RemoteStore:
@@ -43,6 +49,8 @@ class RemoteStore:
         self._fs: Any = None
         self._inherited: list[Any] = []
         self._pid = 0
+        self._direct: DirectGet | None = None
+        self._retrying = threading.Semaphore(RETRIES_AT_ONCE)
         _check_scheme(self.url)
 
     def __reduce__(self) -> tuple[type["RemoteStore"], tuple[str, Storage]]:
@@ -51,18 +59,14 @@ class RemoteStore:
     def get(self, name: str) -> bytes:
         """All bytes of `name`."""
         path = self._path(name)
-        # One stream without asking for the size first: callers read several objects at once.
-        how = {"max_concurrency": 1} if self._is_s3 else {}
-        return self._call("read", name, lambda fs: bytes(fs.cat_file(path, **how)))
+        return self._call("read", name, lambda fs: self._download(fs, path))
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of `name` from `start`; DataError if it is shorter."""
         path = self._path(name)
         if length == 0:
             return b""
-        data = self._call(
-            "read", name, lambda fs: bytes(fs.cat_file(path, start=start, end=start + length))
-        )
+        data = self._call("read", name, lambda fs: self._download(fs, path, start, length))
         return require_length(data, length, start, f"{self.url}/{name}")
 
     def put(self, name: str, data: Buffer) -> None:
@@ -71,7 +75,15 @@ class RemoteStore:
         # A mapped file beyond s3fs' multipart limit is sent in slices, without a whole copy.
         large = self._is_s3 and len(data) >= 2**27
         body = data if large or isinstance(data, bytes) else data[:]
-        self._call("write", name, lambda fs: fs.pipe_file(path, body))
+        allowed = self._storage.timeout_s + len(data) / (self._storage.min_mb_per_s * 1e6)
+
+        def attempt(fs: Any) -> None:
+            if self._is_s3:
+                _within(allowed, fs, lambda: fs._pipe_file(path, body))
+            else:
+                fs.pipe_file(path, body)
+
+        self._call("write", name, attempt)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write `name` unless it exists; True for the one writer that wrote it.
@@ -165,30 +177,57 @@ class RemoteStore:
             # Never closed here: the parent's poll set is shared, and would lose its sockets.
             self._inherited.append(self._fs)
             self._fs, self._pid = _open_filesystem(self.url, self._storage), os.getpid()
+            self._direct = DirectGet(self._fs, self._storage) if self._is_s3 else None
+            self._retrying = threading.Semaphore(RETRIES_AT_ONCE)
         return self._fs
 
+    def _download(self, fs: Any, path: str, start: int = 0, length: int | None = None) -> bytes:
+        if self._direct is not None:
+            try:
+                return self._direct.get(path, start, length)
+            except NotServed:
+                self._direct = None  # for good: what does not suit one object suits none
+        if length is not None:
+            return bytes(fs.cat_file(path, start=start, end=start + length))
+        # One stream without asking for the size first: callers read several objects at once.
+        return bytes(fs.cat_file(path, **({"max_concurrency": 1} if self._is_s3 else {})))
+
     def _call(self, verb: str, name: str, attempt: Callable[[Any], Result]) -> Result:
-        """Run `attempt`, again after a passing failure, with doubled delay and jitter."""
-        where, last = f"{self.url}/{name}", ""
+        """Run `attempt`, again after a passing failure: at once never, and not all threads."""
+        where, last, fs = f"{self.url}/{name}", "", self._filesystem()
         for number in range(self._storage.retries + 1):
             try:
-                return attempt(self._filesystem())
+                with self._turn() if number else nullcontext():
+                    return attempt(fs)
             except DpalError:
                 raise
             except Exception as error:
                 passing, failure = judge_failure(error)
                 if not passing:
                     raise tell(verb, where, error, self._scrub(failure)) from None
-                last = failure
+                last, asked = failure, wait_asked_for(error)
             if number < self._storage.retries:
                 if self._telemetry is not None:
                     self._telemetry.report(STORAGE_RETRIES, 1)
-                delay = min(FIRST_DELAY_S * 2**number, LONGEST_DELAY_S)
-                self._sleep(delay * random.uniform(0.5, 1.5))
+                drawn = random.uniform(0, min(FIRST_DELAY_S * 2**number, LONGEST_DELAY_S))
+                self._sleep(min(asked + drawn, LONGEST_DELAY_S))
         raise StorageError(
             f"cannot {verb} {where!r} after {self._storage.retries + 1} attempts: "
             f"{self._scrub(last)}"
         ) from None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of a few threads that ask again: a store in trouble is not met by all at once.
+
+        Waiting for a turn is bounded, so that the time until a failure is told is, too.
+        """
+        has_turn = self._retrying.acquire(timeout=LONGEST_DELAY_S)
+        try:
+            yield
+        finally:
+            if has_turn:
+                self._retrying.release()
 
     def _scrub(self, text: str) -> str:
         storage = self._storage
@@ -213,6 +252,7 @@ def _open_filesystem(url: str, storage: Storage) -> Any:
     config: dict[str, Any] = {
         "connect_timeout": storage.timeout_s,
         "read_timeout": storage.timeout_s,
+        "signature_version": "s3v4",  # of signed URLs too
         "retries": {"total_max_attempts": 1},  # retries are counted and bounded here, once
     }
     variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -229,6 +269,15 @@ def _open_filesystem(url: str, storage: Storage) -> Any:
     )
     filesystem.retries = 1
     return filesystem
+
+
+def _within(seconds: float, fs: Any, request: Callable[[], Awaitable[Any]]) -> Any:
+    """Run a request of an asynchronous file system, cancelled when it takes too long."""
+
+    async def bounded() -> Any:
+        return await asyncio.wait_for(request(), seconds)
+
+    return sync(fs.loop, bounded)
 
 
 def _version(info: dict[str, Any]) -> str:

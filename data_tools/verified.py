@@ -23,9 +23,14 @@ class Content(NamedTuple):
     sha256: str
     num_bytes: int
 
+    @staticmethod
+    def of(data: Buffer) -> "Content":
+        """What describes `data`."""
+        return Content(hashlib.sha256(data).hexdigest(), len(data))
+
     def matches(self, data: Buffer) -> bool:
         """Whether `data` are those bytes."""
-        return len(data) == self.num_bytes and hashlib.sha256(data).hexdigest() == self.sha256
+        return len(data) == self.num_bytes and Content.of(data) == self
 
 
 class Verified:

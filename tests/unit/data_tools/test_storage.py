@@ -3,14 +3,17 @@
 import os
 import resource
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from data_tools.direct_get import StoreAnswer
 from data_tools.failures import scrub
-from data_tools.remote import RemoteStore
+from data_tools.remote import LONGEST_DELAY_S, RETRIES_AT_ONCE, RemoteStore
 from data_tools.storage import LocalStore, ObjectStore, open_store
 from dpal.base.errors import ConfigError, DataError, StorageError
 from dpal.base.inputs import Storage
@@ -174,13 +177,60 @@ def failing_store(errors: list[Exception], telemetry: MemoryTelemetry, waits: li
     "error",
     [TimeoutError("slow"), ConnectionResetError("reset"), OSError(16, "busy"), OSError(121, "io")],
 )
-def test_passing_failures_are_retried_with_growing_waits(error: Exception) -> None:
-    telemetry, waits = MemoryTelemetry(), []
-    assert failing_store([error] * 3, telemetry, waits).get("a") == b"ok"
-    assert telemetry.values[STORAGE_RETRIES.name,] == 3
-    assert len(waits) == 3
-    for wait, delay in zip(waits, (0.2, 0.4, 0.8), strict=True):
-        assert 0.5 * delay <= wait <= 1.5 * delay
+def test_passing_failures_are_retried_after_waits_drawn_from_growing_ranges(
+    error: Exception,
+) -> None:
+    drawn = []
+    for _store in range(60):
+        telemetry, waits = MemoryTelemetry(), []
+        assert failing_store([error] * 3, telemetry, waits).get("a") == b"ok"
+        assert telemetry.values[STORAGE_RETRIES.name,] == 3
+        drawn.append(waits)
+    for longest, waits in zip((0.4, 0.8, 1.6), zip(*drawn, strict=True), strict=True):
+        assert 0 <= min(waits) < longest / 4, "full jitter: some ask again soon"
+        assert 3 / 4 * longest < max(waits) <= longest
+
+
+def refusal(status: int, **headers: str) -> Exception:
+    return StoreAnswer(status, "SlowDown", headers)
+
+
+def test_a_store_that_names_a_wait_is_given_it() -> None:
+    waits: list[float] = []
+    failing_store([refusal(503, **{"Retry-After": "7"})], MemoryTelemetry(), waits).get("a")
+    assert 7 <= waits[0] <= 7.4
+    failing_store([refusal(429, **{"retry-after": "9999"})], MemoryTelemetry(), waits).get("a")
+    assert waits[1] == LONGEST_DELAY_S, "bounded"
+    failing_store([refusal(503, **{"Retry-After": "next year"})], MemoryTelemetry(), waits).get("a")
+    assert waits[2] <= 0.4
+
+
+def test_many_threads_do_not_ask_again_all_at_once() -> None:
+    """64 threads meet a store that fails: few of them ask again at any one time."""
+    lock, asking, most = threading.Lock(), 0, 0
+    failed: set[int] = set()
+
+    class Busy:
+        def cat_file(self, _path: str) -> bytes:
+            nonlocal asking, most
+            if threading.get_ident() not in failed:
+                failed.add(threading.get_ident())
+                barrier.wait()
+                raise refusal(503)
+            with lock:
+                asking += 1
+                most = max(most, asking)
+            time.sleep(0.005)
+            with lock:
+                asking -= 1
+            return b"ok"
+
+    barrier = threading.Barrier(64)
+    store = RemoteStore("memory://x", Storage(retries=3), sleep=lambda _seconds: None)
+    store._fs, store._pid = Busy(), os.getpid()
+    with ThreadPoolExecutor(64) as pool:
+        assert set(pool.map(lambda _i: store.get("a"), range(64))) == {b"ok"}
+    assert 2 <= most <= RETRIES_AT_ONCE
 
 
 def test_a_failure_that_stays_is_a_storage_error_without_secrets() -> None:
@@ -200,6 +250,14 @@ def test_refusals_are_not_retried_and_tell_no_secret(error: Exception) -> None:
         failing_store([error], MemoryTelemetry(), waits).get("a")
     assert waits == []
     assert "my-secret" not in str(caught.value)
+
+
+def test_scrub_removes_the_signature_of_a_url() -> None:
+    url = "http://host/b/k?X-Amz-Credential=me%2F2026&X-Amz-Signature=abc123 timed out"
+    told = scrub(url)
+    assert "abc123" not in told
+    assert "me%2F" not in told
+    assert told.endswith("timed out")
 
 
 def test_scrub_removes_credentials_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
