@@ -10,7 +10,7 @@ cells are no facts.
 import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from data_tools.sources.persons import Row
@@ -21,6 +21,7 @@ from dpal.base.errors import ConfigError, DataError
 FILE = "file"
 BOX = ("left", "top", "right", "bottom")
 BATCH = 1024
+_ODD = frozenset(("", ".", ".."))
 
 
 def read_table(
@@ -53,12 +54,14 @@ def read_table(
 def below(file: str, root: str, place: str) -> str:
     """The path of `file` below the folder or URL `root`. Raises DataError when it is not."""
     relative = file.removeprefix(root.rstrip("/") + "/")
-    if "://" not in root and PurePosixPath(relative).is_absolute():
+    if "://" not in root and relative.startswith("/"):
         relative = relative.removeprefix(f"{Path(root).resolve()}/")
-    path = PurePosixPath(relative)
-    if "://" in relative or path.is_absolute() or ".." in path.parts or not path.parts:
+    parts = relative.split("/")
+    if not _ODD.isdisjoint(parts):
+        parts = [part for part in parts if part not in ("", ".")] if parts[0] else []
+    if not parts or ".." in parts or "://" in relative:
         raise DataError(f"{place}: {FILE} {file!r} is not below {root!r}, where the pictures are")
-    return str(path)
+    return "/".join(parts)
 
 
 def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> bool:

@@ -2,11 +2,10 @@
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from data_tools.source import Corners
 from data_tools.storage import SourceStore
@@ -70,7 +69,7 @@ def corners(numbers: Any, where: str) -> Corners:
         a, b, c, d = (float(number) for number in numbers)
     except (TypeError, ValueError):
         raise DataError(f"{where}: box {numbers} is not four numbers") from None
-    if not np.isfinite([a, b, c, d]).all():
+    if not all(map(math.isfinite, (a, b, c, d))):
         raise DataError(f"{where}: box {numbers} is not finite")
     return a, b, c, d
 
