@@ -13,6 +13,8 @@ from dpal.base.errors import DataError
 
 PIECE = 2**22
 LONGEST_VALUE = 2**26  # characters of one element of a JSON array
+_BLANK = re.compile(r"[ \t\r\n]*")
+_NUMBER = re.compile(r"[-+.eE0-9]*")
 
 
 class StoredFile(io.RawIOBase):
@@ -119,7 +121,7 @@ class _Window:
     def next(self) -> str:
         """The next character that is no white space; empty at the end."""
         while True:
-            self._at = _blank(self._held, self._at)
+            self._at = _skip(_BLANK, self._held, self._at)
             if self._at < len(self._held):
                 return self._held[self._at]
             if not self._more():
@@ -153,8 +155,9 @@ class _Window:
                 if not self._more():
                     raise ValueError(error.msg) from None
                 continue
-            if end == len(self._held) and not isinstance(value, dict | list | str) and self._more():
-                continue  # a number may go on
+            open_end = not isinstance(value, dict | list | str)  # a number may go on
+            if open_end and _skip(_NUMBER, self._held, end) == len(self._held) and self._more():
+                continue
             self._at = end
             return value
 
@@ -168,9 +171,9 @@ class _Window:
         return True
 
 
-def _blank(text: str, start: int) -> int:
-    """The end of the white space that begins at `start`."""
-    found = re.compile(r"[ \t\r\n]*").match(text, start)
+def _skip(characters: re.Pattern[str], held: str, start: int) -> int:
+    """The end of the run of such characters that begins at `start`."""
+    found = characters.match(held, start)
     return found.end() if found else start
 
 
