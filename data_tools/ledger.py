@@ -18,7 +18,7 @@ from data_tools.policy import Kept, Reason, Refused, Verdict
 from data_tools.source import Corners, Item
 from dpal.base.errors import StorageError
 
-CACHE_KIB = 32_768
+CACHE_KIB = 8_192
 TRAIN, VALIDATION = 0, 1
 
 _TABLES = (

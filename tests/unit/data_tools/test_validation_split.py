@@ -19,7 +19,7 @@ POLICY = Data(images=("unused",), samples_per_shard=16, validation_fraction=0.3)
 
 
 def write_table(folder: Path, identities: list[str], images: int = 3) -> Path:
-    """Pictures of identities, and one without in each place of 10."""
+    """Pictures of every identity, and the table that names it."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for identity in identities:
