@@ -17,7 +17,7 @@ from data_tools.composites import Neighbours
 from data_tools.decode import decode_rgb
 from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest
-from data_tools.opened import OPENING, Opened
+from data_tools.opened import OPENING, Opened, allow_open_files
 from data_tools.order import Order, Place
 from data_tools.salvage import salvage_shard
 from data_tools.sample import BatchBuilder, Pixels, Sample, SampleError, SampleRenderer
@@ -128,6 +128,7 @@ class Loader:
                     raise
                 return salvage_shard(store, ref)
 
+        allow_open_files()
         at_once = order.shards_at_once(part.world_size)
         self._shards: Opened[int, Shard] = Opened(at_once, open_shard, OPENING)
 

@@ -1,5 +1,6 @@
 """Values that are opened ahead of their use by a few threads: shards, and their targets."""
 
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -51,3 +52,9 @@ class Opened(Generic[K, V]):
             else:
                 self._values.move_to_end(key)
             return future
+
+
+def allow_open_files() -> None:
+    """Let this process open as many files as it may: every mapped shard holds one."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -2,6 +2,7 @@
 
 from dpal.base.errors import ConfigError
 from dpal.base.telemetry import (
+    DATA_SKIPPED,
     DECODE_FALLBACK,
     STORAGE_REFETCHES,
     STORAGE_RETRIES,
@@ -28,6 +29,7 @@ def open_telemetry(port: int, run: str, key: str) -> Telemetry:
         raise ConfigError(
             f"{key}={port}: {error.strerror or error}; accepted is a free port, or 0"
         ) from None
+    telemetry.report(DATA_SKIPPED, 0, reason="damaged")
     for counter in (STORAGE_RETRIES, STORAGE_REFETCHES, DECODE_FALLBACK):
         telemetry.report(counter, 0)  # a series from the start: what is absent cannot be watched
     return telemetry

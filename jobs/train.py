@@ -189,10 +189,12 @@ def _check_world(recipe: Recipe, num_ranks: int) -> None:
         )
     lanes = num_lanes(spec.lanes, spec.global_batch)
     if lanes % num_ranks:
+        shared = range(num_ranks, max(spec.lanes, num_ranks) + 1, num_ranks)
+        fit = max(number for number in shared if spec.global_batch % number == 0)
         raise ConfigError(
             f"train.lanes={spec.lanes} with train.global_batch={spec.global_batch} makes {lanes} "
-            f"lanes, which {num_ranks} processes cannot share; accepted is a number of lanes that "
-            f"they divide, for example {spec.global_batch}"
+            f"lanes, which {num_ranks} processes cannot share; accepted is train.lanes={fit}, for "
+            "instance (the order of samples is then another one)"
         )
 
 

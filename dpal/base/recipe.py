@@ -83,12 +83,12 @@ class Train(Section):
     )
     prefetch: int = Field(4, ge=1, description="batches prepared ahead")
     lanes: int = Field(
-        48,
+        64,
         ge=1,
-        description="lanes of the sample order, as far as global_batch is a multiple of them; the "
-        "number of processes must divide them",
+        description="lanes of the sample order: the greatest common divisor of this and "
+        "global_batch, which the number of processes must divide; more lanes mix more shards",
     )
-    window: int = Field(4, ge=1, description="shards of a lane whose samples are mixed")
+    window: int = Field(4, ge=1, description="shards of a lane whose samples are mixed at a time")
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0: no endpoint")
 
     @model_validator(mode="after")

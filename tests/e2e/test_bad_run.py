@@ -244,6 +244,17 @@ def test_a_batch_that_the_processes_cannot_share(
     assert files(tmp_path) == saved_recipe(tmp_path)
 
 
+def test_lanes_that_the_processes_cannot_share(
+    world: tuple[Recipe, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    _recipe, path = world
+    words = ["train.processes=3", "train.global_batch=24", "train.micro_batch=4", "train.lanes=16"]
+    answer = call(capsys, "train", path, f"output={tmp_path}", *words)
+    assert answer.code == 2
+    assert "makes 8 lanes" in answer.sentence
+    assert "train.lanes=12" in answer.sentence
+
+
 def test_a_metrics_port_that_is_taken(
     world: tuple[Recipe, Path], tmp_path: Path, capsys: Capture
 ) -> None:

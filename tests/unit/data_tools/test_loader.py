@@ -3,26 +3,33 @@
 import hashlib
 import json
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
+from data_tools.local_cache import LocalCache
 from data_tools.manifest import MANIFEST, load_manifest
 from data_tools.order import Order
+from data_tools.sample import Sample
 from data_tools.shard import read_shard
 from data_tools.skips import SkipList
 from data_tools.storage import LocalStore, open_store
 from dpal.base.errors import DataError
+from dpal.base.inputs import Data, Storage
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
 from dpal.views import ViewPlan
+from jobs.build_shards import build_shards
 
 from tiny import tiny_recipe
 from tiny_scenes import ARMS, arm_recipe
@@ -165,6 +172,85 @@ def test_the_sequence_survives_restarts_at_any_world_size_and_number_of_threads(
         (range(10, 12), 1, 8, 4),
     ]
     assert [key for piece in pieces for key in keys_of(recipe, *piece)] == whole
+
+
+class CountedStore:
+    """A store behind a network: whatever is read is fetched, and counted."""
+
+    def __init__(self, folder: str) -> None:
+        self._store, self.url = LocalStore(Path(folder)), "counted://"
+        self.fetched: Counter[str] = Counter()
+
+    def get(self, name: str) -> bytes:
+        self.fetched[name] += 1
+        return self._store.get(name)
+
+
+class KeysAlone:
+    """A renderer that looks at nothing; the batch that it fills is itself."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.keys: Sequence[str] = [""] * size
+
+    def expect(self, shard: int) -> None:
+        """Nothing else of a shard is needed."""
+
+    def start(self, size: int) -> "KeysAlone":
+        return KeysAlone(size)
+
+    def fill(self, row: int, sample: Sample) -> None:
+        self.keys[row] = sample.key
+
+    def finish(self) -> "KeysAlone":
+        return self
+
+
+def noise_shards(folder: Path, count: int, per_shard: int) -> Path:
+    """Shards of small pictures of noise."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for number in range(count):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number:04d}.png")
+    shards = folder / "shards"
+    data = Data(images=(str(folder / "images"),), samples_per_shard=per_shard)
+    build_shards(data.images, str(shards), data, Storage())
+    return shards
+
+
+def test_nodes_fetch_every_shard_once_an_epoch_but_for_those_that_a_cut_goes_through(
+    tmp_path: Path,
+) -> None:
+    shards, nodes, epochs, per_shard = noise_shards(tmp_path, 485, 5), 2, 10, 5
+    manifest = load_manifest(LocalStore(shards))
+    store = CountedStore(str(shards))
+    sizes = [ref.num_samples for ref in manifest.shards]
+    order = Order(0, sizes, global_batch=24, lanes=8, window=1)
+    keys: Counter[str] = Counter()
+    for node in range(nodes):
+        # Room for what is read at a time, far from room for all.
+        copies = LocalCache(tmp_path / f"node-{node}", 16 * manifest.shards[0].num_bytes)
+        skips = SkipList(0, tmp_path / "skipped.jsonl")
+        batches = Loader(
+            store,  # type: ignore[arg-type]
+            manifest,
+            order,
+            KeysAlone(),
+            Slice(24, 12, node, nodes),
+            skips=skips,
+            max_pixels=10**6,
+            threads=0,
+            prefetch=0,
+            copies=copies,
+        ).batches(0)
+        for _ in range(epochs * 485 // 24):
+            keys.update(next(batches).keys)
+        batches.close()
+    assert len(keys) == 485
+    assert {*keys.values()} <= {epochs - 1, epochs}
+    assert len(sizes) == -(-485 // per_shard)
+    # A cut adds a fetch, a copy that is still there from the last epoch saves one.
+    assert sum(store.fetched.values()) <= epochs * len(sizes)
 
 
 def break_image(shards: Path, name: str, row: int) -> str:

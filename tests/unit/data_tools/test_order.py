@@ -84,7 +84,7 @@ def test_a_shard_is_read_by_one_rank_or_cut_between_neighbours(
 
 def test_a_shard_is_not_left_and_opened_again() -> None:
     """Even a shard that two lanes share is read in one go: no second fetch in an epoch."""
-    order = made_order((40,) * 50, batch=24, lanes=24, window=2)
+    order = made_order((40,) * 501, batch=24, lanes=24, window=2)
     steps: dict[int, list[int]] = {}
     for step in range(order.num_samples // 24):
         for place in order.places(24 * step, 24):
