@@ -16,6 +16,7 @@ from itertools import chain, groupby
 from data_tools.ledger import TRAIN, VALIDATION, Found, Ledger, Reject, Sample
 from data_tools.policy import POLICY_VERSION, Kept, Refused, Verdict, judge, settings
 from data_tools.source import Source
+from data_tools.spool import Spool
 from data_tools.storage import ObjectStore
 from dpal.base.errors import DataError
 from dpal.base.inputs import Data
@@ -61,7 +62,7 @@ def survey(sources: Sequence[Source], ledger: Ledger, data: Data, scratch: Objec
         Progress("check", ledger.num_items, "image") as progress,
     ):
         for first, found in ledger.slices(SLICE):
-            verdicts = _judge_slice(found, sources, data, scratch, pool)
+            verdicts = _judge_slice(found, sources, data, scratch, pool, ledger.spool)
             parts = [part_of(verdict, data) for verdict in verdicts]
             ledger.add_verdicts(first, found, verdicts, parts)
             progress.advance(len(found))
@@ -130,6 +131,7 @@ def _judge_slice(
     data: Data,
     scratch: ObjectStore,
     pool: ThreadPoolExecutor,
+    spool: Spool,
 ) -> list[Verdict]:
     """Verdicts in the order of `found`, from an earlier run where there is one."""
     digest = hashlib.sha256(settings(data).encode())
@@ -141,7 +143,7 @@ def _judge_slice(
         if len(stored) == len(found):
             return stored
     groups = [list(group) for _place, group in groupby(found, _picture)]
-    judged = pool.map(lambda group: _read_and_judge(group, sources, data), groups)
+    judged = pool.map(lambda group: _read_and_judge(group, sources, data, spool), groups)
     verdicts = list(chain.from_iterable(judged))
     if len(found) == SLICE and any(isinstance(verdict, Kept) for verdict in verdicts):
         rows = [json.dumps([type(verdict).__name__, *verdict]) for verdict in verdicts]
@@ -149,7 +151,9 @@ def _judge_slice(
     return verdicts
 
 
-def _read_and_judge(group: Sequence[Found], sources: Sequence[Source], data: Data) -> list[Verdict]:
+def _read_and_judge(
+    group: Sequence[Found], sources: Sequence[Source], data: Data, spool: Spool
+) -> list[Verdict]:
     """Verdicts on the items of one picture."""
     first = group[0].item
     largest = 8 * data.max_pixels + 2**20  # 16 bit RGBA, stored without compression
@@ -163,7 +167,7 @@ def _read_and_judge(group: Sequence[Found], sources: Sequence[Source], data: Dat
         except DataError:
             refused = Refused("unreadable", "gone since it was listed")
         else:
-            return judge(contents, [one.item for one in group], data)
+            return judge(contents, [one.item for one in group], data, spool.add)
     return [refused] * len(group)
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from data_tools.near_duplicates import find_alike
 from data_tools.policy import Kept, Reason, Refused, Verdict
 from data_tools.source import Corners, Item
+from data_tools.spool import Spool
 from dpal.base.errors import StorageError
 
 CACHE_KIB = 8_192
@@ -28,6 +29,7 @@ _TABLES = (
     " width INT, facts TEXT, look INT)",
     "rejects(source BLOB, reason TEXT, detail BLOB)",
     "kept(key TEXT PRIMARY KEY, n INT) WITHOUT ROWID",
+    "spooled(key TEXT PRIMARY KEY, start INT) WITHOUT ROWID",
 )
 
 
@@ -60,6 +62,7 @@ class Sample(NamedTuple):
         height: pixels, upright.
         width: pixels, upright.
         facts: JSON of what else its sample says; '' for nothing.
+        spooled: where its bytes begin in `Ledger.spool`; -1: not there.
     """
 
     key: str
@@ -72,6 +75,7 @@ class Sample(NamedTuple):
     height: int
     width: int
     facts: str
+    spooled: int
 
 
 class Ledger:
@@ -79,10 +83,14 @@ class Ledger:
 
     Args:
         urls: of the sources, by their index.
+
+    Attributes:
+        spool: bytes of samples that were made; what is added there is found by `samples`.
     """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = tuple(urls)
+        self.spool = Spool()
         with _errors():
             self._db = sqlite3.connect("", isolation_level=None)  # "": temporary, on disk
             for pragma in ("journal_mode=OFF", "synchronous=OFF", f"cache_size=-{CACHE_KIB}"):
@@ -95,6 +103,7 @@ class Ledger:
 
     def __exit__(self, *_exc: object) -> None:
         self._db.close()
+        self.spool.close()
 
     def add_items(self, found: Iterable[Found]) -> int:
         """Append items, in order; return how many they were."""
@@ -134,6 +143,7 @@ class Ledger:
         """
         rows = list(zip(range(first, first + len(found)), found, verdicts, parts, strict=True))
         with self._batch():
+            self._db.executemany("INSERT OR IGNORE INTO spooled VALUES(?, ?)", self.spool.drain())
             self._db.executemany(
                 "INSERT INTO judged(n, part, key, kind, size, height, width, facts, look)"
                 " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -195,8 +205,9 @@ class Ledger:
         with _errors(), closing(self._db.cursor()) as cursor:
             cursor.execute(
                 "SELECT k.key, i.name, i.source, i.picture, i.box, j.kind, j.size, j.height,"
-                " j.width, j.facts FROM kept k JOIN judged j USING(n) JOIN items i USING(n)"
-                " WHERE j.part = ? ORDER BY k.key",
+                " j.width, j.facts, COALESCE(s.start, -1)"
+                " FROM kept k JOIN judged j USING(n) JOIN items i USING(n)"
+                " LEFT JOIN spooled s ON s.key = k.key WHERE j.part = ? ORDER BY k.key",
                 (part,),
             )
             while rows := cursor.fetchmany(count):

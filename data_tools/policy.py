@@ -9,7 +9,7 @@ Legend: H, W height and width of a picture in pixels.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
@@ -88,8 +88,17 @@ def settings(data: Data) -> str:
     return line + json.dumps([*made, version("simplejpeg"), version("pillow")])
 
 
-def judge(contents: bytes, items: Sequence[Item], data: Data) -> list[Verdict]:
-    """Verdicts on all `items` of one picture, which is decoded once."""
+def judge(
+    contents: bytes,
+    items: Sequence[Item],
+    data: Data,
+    keep: Callable[[str, bytes], None] = lambda key, made: None,
+) -> list[Verdict]:
+    """Verdicts on all `items` of one picture, which is decoded once.
+
+    Args:
+        keep: gets key and bytes of every sample that is not its picture's own bytes.
+    """
     refused = _refused_whole(items[0].picture, contents, data)
     if refused is not None:
         return [refused] * len(items)
@@ -97,7 +106,7 @@ def judge(contents: bytes, items: Sequence[Item], data: Data) -> list[Verdict]:
         pixels = decode_rgb(contents, data.max_pixels)  # [H, W, 3]
     except DataError as error:
         return [Refused("undecodable", str(error))] * len(items)
-    return [_verdict(contents, pixels, item, data) for item in items]
+    return [_verdict(contents, pixels, item, data, keep) for item in items]
 
 
 def sample_bytes(contents: bytes, box: Corners | None, data: Data) -> bytes:
@@ -154,7 +163,13 @@ def _refused_whole(name: str, contents: bytes, data: Data) -> Refused | None:
     return None
 
 
-def _verdict(contents: bytes, pixels: Pixels, item: Item, data: Data) -> Verdict:
+def _verdict(
+    contents: bytes,
+    pixels: Pixels,
+    item: Item,
+    data: Data,
+    keep: Callable[[str, bytes], None],
+) -> Verdict:
     area = _cut(item.box, data.margin, *pixels.shape[:2])
     if area is None:
         return Refused("outside", f"nothing of box {list(item.box or ())} is in the picture")
@@ -162,19 +177,21 @@ def _verdict(contents: bytes, pixels: Pixels, item: Item, data: Data) -> Verdict
     if min(height, width) < data.min_side:
         return Refused("undersized", f"{width} x {height} pixels, data.min_side={data.min_side}")
     facts = dict(item.facts)
-    kind = sniff(contents) or "jpg"
     if _is_kept_whole(item.box, data):
         facts = moved(facts, 0, 0, width, height)
+        kind, key = sniff(contents) or "jpg", key_of(contents)
     else:
         if item.box is not None and "boxes" not in facts:
             facts["boxes"] = [list(item.box)]
         one = made(pixels, item.box, facts, data)
         assert one is not None  # its area was found above
-        contents, pixels, facts, kind = one.contents, one.pixels, one.facts, "jpg"
+        contents, pixels, facts = one
+        kind, key = "jpg", key_of(contents)
+        keep(key, contents)
     told = json.dumps(_present(facts), sort_keys=True) if facts else ""
     look = _look(pixels) if data.near_duplicates else 0
     height, width = pixels.shape[:2]
-    return Kept(key_of(contents), kind, len(contents), height, width, told, look)
+    return Kept(key, kind, len(contents), height, width, told, look)
 
 
 def _is_kept_whole(box: Corners | None, data: Data) -> bool:

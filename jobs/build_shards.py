@@ -198,6 +198,8 @@ def _write(
     fingerprint: str,
 ) -> Manifest:
     def read(sample: Sample) -> bytes:
+        if sample.spooled >= 0:
+            return ledger.spool.read(sample.spooled, sample.size)
         contents = opened[sample.source].read(sample.picture)
         try:
             return sample_bytes(contents, sample.box, data)

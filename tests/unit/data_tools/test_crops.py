@@ -254,3 +254,29 @@ def test_shards_made_with_other_settings_are_not_taken_for_these(tmp_path: Path)
         other = policy.model_copy(update=values)
         with pytest.raises(DataError, match="already holds shards of other images"):
             build_shards([str(table)], str(tmp_path / "out"), other, Storage())
+
+
+def test_spooled_or_made_again_a_crop_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data_tools import ledger, policy
+    from data_tools.spool import Spool
+
+    decodes = []
+    decode = policy.decode_rgb
+
+    def counting(data: bytes, max_pixels: int):
+        decodes.append(1)
+        return decode(data, max_pixels)
+
+    monkeypatch.setattr(policy, "decode_rgb", counting)
+    table = write_table(tmp_path / "in")
+    data = Data(images=("persons.csv",), samples_per_shard=5)
+    first = build_shards([str(table)], str(tmp_path / "all"), data, Storage())
+    assert len(decodes) == 6  # once for each picture, of two persons each
+    for limit, expected in ((0, 6 + 12), (20_000, None)):
+        decodes.clear()
+        monkeypatch.setattr(ledger, "Spool", lambda limit=limit: Spool(limit))
+        again = build_shards([str(table)], str(tmp_path / f"limit-{limit}"), data, Storage())
+        assert again == first
+        assert len(decodes) == expected if expected else 6 < len(decodes) < 18

@@ -281,11 +281,11 @@ def test_an_interrupted_survey_goes_on_where_it_stopped(
     monkeypatch.setattr(ingest, "SLICE", 5)
     source, dest, judged = write_images(tmp_path / "in", 20), tmp_path / "out", []
 
-    def counting(contents: bytes, items: list[Item], policy: Data):
+    def counting(contents: bytes, items: list[Item], policy: Data, keep):
         judged.append(items[0].name)
         if len(judged) == 13:
             raise StorageError("interrupted")
-        return judge(contents, items, policy)
+        return judge(contents, items, policy, keep)
 
     monkeypatch.setattr(ingest, "judge", counting)
     monkeypatch.setattr(ingest, "_num_threads", lambda sources: 1)
