@@ -1,17 +1,23 @@
 """An index of a tar's members, made from its headers; nothing is ever unpacked to a path.
 
 Only what a WebDataset shard needs is accepted: regular files in the POSIX ustar (or old) format.
-Header layout: POSIX.1-1988 ustar, 512-byte blocks.
+Header layout: POSIX.1-1988 ustar, 512-byte blocks. What is refused is listed in docs/formats.md.
 """
 
 import mmap
 from collections.abc import Mapping
 from typing import NamedTuple
+from zlib import adler32
 
 from dpal.base.errors import DataError
 
 BLOCK = 512
+MAX_SHARD_BYTES = 2**36  # 64 GiB; what is fetched from a store has to fit into memory besides
+MAX_MEMBER_BYTES = 2**29  # 512 MiB: an encoded image, its JSON, or a record of targets
+MAX_MEMBERS = 2**18  # an index of so many takes about 100 MB
+MAX_TAIL_BYTES = 2**20  # zeros after the end; writers pad to 10 KiB
 _ZERO = bytes(BLOCK)
+_ADLER = 65521  # the low half of adler32 is 1 + the sum of the bytes, modulo this prime
 
 
 class Span(NamedTuple):
@@ -32,23 +38,26 @@ def index_tar(data: bytes | mmap.mmap, name: str) -> tuple[Entry, ...]:
     """All samples of a tar, in order; `name` names the tar in errors.
 
     Raises:
-        DataError: for links, devices, absolute or climbing names, sizes that leave the file,
-            duplicate members, samples whose members are not adjacent, damage, truncation.
+        DataError: for links, devices, absolute or climbing names, sizes that leave the file or
+            pass a limit, duplicate members, samples whose members are not adjacent, damage,
+            truncation, bytes after the end.
     """
+    length = len(data)
+    if length > MAX_SHARD_BYTES:
+        raise DataError(
+            f"shard {name!r} has {length} bytes: accepted are {MAX_SHARD_BYTES} (split it)"
+        )
     entries: list[Entry] = []
     members: dict[str, Span] = {}
     seen: set[str] = set()
-    offset, key = 0, ""
-    while True:
-        header = data[offset : offset + BLOCK]
+    offset, key, count = 0, "", 0
+    while (header := data[offset : offset + BLOCK]) != _ZERO:
         if len(header) < BLOCK:
             raise DataError(f"shard {name!r} is truncated: it has no end-of-archive block")
-        if header == _ZERO:
-            break
         member, size = _parse(header, offset, name)
         start = offset + BLOCK
-        if start + size > len(data):
-            raise DataError(f"shard {name!r}: member {member!r} is larger than what is left of it")
+        if size > MAX_MEMBER_BYTES or start + size > length:
+            raise _too_large(member, size, name)
         member_key, extension = _split(member, name)
         if member_key != key or not entries:
             if member_key in seen:
@@ -60,24 +69,41 @@ def index_tar(data: bytes | mmap.mmap, name: str) -> tuple[Entry, ...]:
             entries.append(Entry(key, members))
         if extension in members:
             raise DataError(f"shard {name!r}: member {member!r} is there twice")
+        count += 1
+        if count > MAX_MEMBERS:
+            raise DataError(f"shard {name!r} has more members than the {MAX_MEMBERS} accepted")
         members[extension] = Span(start, size)
         offset = start + -(-size // BLOCK) * BLOCK
+    _check_end(data, offset, name)
     return tuple(entries)
+
+
+def _check_end(data: bytes | mmap.mmap, offset: int, name: str) -> None:
+    """Two blocks of zeros end an archive; only padding follows them."""
+    tail = data[offset : offset + MAX_TAIL_BYTES + 1]
+    if len(tail) < 2 * BLOCK:
+        raise DataError(f"shard {name!r} is truncated: it has no second end-of-archive block")
+    if len(tail) > MAX_TAIL_BYTES or tail.count(0) != len(tail):
+        raise DataError(f"shard {name!r} has bytes after its end at byte {offset}")
 
 
 def _parse(header: bytes, offset: int, name: str) -> tuple[str, int]:
     """Member name and size from one header block."""
-    stored = _octal(header[148:156], "checksum", offset, name)
-    if sum(header) - sum(header[148:156]) + 8 * 32 != stored:
+    checksum = header[148:156]
+    stored = _octal(checksum, "checksum", offset, name)
+    # The sum counts the checksum itself as 8 spaces; adler32 adds bytes 30 times faster than sum.
+    total = stored - 8 * 32 + sum(checksum)
+    if adler32(header) & 0xFFFF != (total + 1) % _ADLER:
         raise DataError(f"shard {name!r}: the tar header at byte {offset} is damaged")
-    kind = header[156:157]
     try:
-        member = _text(header[:100])
-        if header[257:262] == b"ustar" and header[262:263] == b"\0":
-            prefix = _text(header[345:500])
-            member = f"{prefix}/{member}" if prefix else member
+        member = header[:100].rstrip(b"\0").decode()
+        if header[257:263] == b"ustar\0" and header[345]:
+            member = f"{header[345:500].rstrip(bytes(1)).decode()}/{member}"
     except UnicodeDecodeError:
-        raise DataError(f"shard {name!r}: the member name at byte {offset} is no text") from None
+        member = "\0"
+    if not member.isprintable():  # NUL, line ends, escapes; keys are listed one a line
+        raise DataError(f"shard {name!r}: the member name at byte {offset} is no text")
+    kind = header[156:157]
     if kind not in (b"0", b"\0"):
         raise DataError(
             f"shard {name!r}: member {member!r} has tar type {kind.decode('latin-1')!r}: accepted "
@@ -87,23 +113,29 @@ def _parse(header: bytes, offset: int, name: str) -> tuple[str, int]:
 
 
 def _octal(field: bytes, what: str, offset: int, name: str) -> int:
-    digits = field.split(b"\0", 1)[0].strip(b" ")
-    if not digits or digits.strip(b"01234567"):
-        raise DataError(f"shard {name!r}: the {what} in the header at byte {offset} is no number")
-    return int(digits, 8)
-
-
-def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode()
+    digits = field.strip(b" \0")
+    try:
+        if digits.isdigit():  # int() alone would take signs and underscores
+            return int(digits, 8)
+    except ValueError:
+        pass
+    raise DataError(f"shard {name!r}: the {what} in the header at byte {offset} is no number")
 
 
 def _split(member: str, name: str) -> tuple[str, str]:
     """Sample key and extension: the extension starts at the first dot of the last part."""
     folder, slash, last = member.rpartition("/")
-    stem, dot, extension = last.partition(".")
-    if not stem or not dot or not extension:
-        raise DataError(f"shard {name!r}: member {member!r} is not of the form <key>.<extension>")
-    parts = folder.split("/") if slash else []
-    if "\\" in member or any(part in ("", ".", "..") for part in parts):
+    stem, _dot, extension = last.partition(".")
+    if "\\" in member or (slash and not {"", ".", ".."}.isdisjoint(folder.split("/"))):
         raise DataError(f"shard {name!r}: member {member!r} is not a plain relative name")
+    if not stem or not extension:
+        raise DataError(f"shard {name!r}: member {member!r} is not of the form <key>.<extension>")
     return f"{folder}{slash}{stem}", extension
+
+
+def _too_large(member: str, size: int, name: str) -> DataError:
+    if size > MAX_MEMBER_BYTES:
+        return DataError(
+            f"shard {name!r}: member {member!r} has {size} bytes, accepted are {MAX_MEMBER_BYTES}"
+        )
+    return DataError(f"shard {name!r}: member {member!r} is larger than what is left of it")
