@@ -1,5 +1,6 @@
 """Sharding from S3 to S3: the same bytes as on disk, audits, and one sentence for refusals."""
 
+import csv
 import io
 from pathlib import Path
 
@@ -49,6 +50,35 @@ def test_s3_to_s3_gives_the_same_shards_as_folder_to_folder(
         shard = read_shard(store, ref, LocalCache(tmp_path / "cache", 10**9))
         assert shard.meta(0)["height"] == 64
     assert audit_shards(store) == []
+
+
+def test_persons_of_a_table_on_s3_are_the_crops_that_a_folder_gives(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "in", 12)
+    rows = [
+        [f"d{seed % 3}/{seed}.jpg", left, 2, left + 18, 60, f"id{seed}"]
+        for seed in range(12)
+        for left in (0, 20)
+    ]
+    with (tmp_path / "in" / "persons.csv").open("w", newline="") as file:
+        names = ["file", "left", "top", "right", "bottom", "identity"]
+        csv.writer(file).writerows([names, *rows])
+    storage, base = s3_server.storage(), s3_server.url()
+    uploads = open_store(f"{base}/in", storage)
+    for path in (tmp_path / "in").rglob("*.*"):
+        uploads.put(path.relative_to(tmp_path / "in").as_posix(), path.read_bytes())
+    policy = Data(images=("persons.csv",), samples_per_shard=4, validation_fraction=0.4, min_side=8)
+    local = build_shards(
+        [str(tmp_path / "in" / "persons.csv")], str(tmp_path / "out"), policy, Storage()
+    )
+    remote = build_shards([f"{base}/in/persons.csv"], f"{base}/out", policy, storage)
+    assert remote == local
+    assert len(local.shards) >= 2
+    for folder in ("out", "out/validation"):
+        store = open_store(f"{base}/{folder}", storage)
+        assert load_manifest(store) == load_manifest(open_store(str(tmp_path / folder), storage))
+        assert audit_shards(store) == []
 
 
 def test_a_second_run_on_s3_writes_nothing(
