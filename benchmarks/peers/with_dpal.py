@@ -1,0 +1,88 @@
+"""Ours: the training loader, with a renderer that takes whole images and nothing else."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from common import Epoch, Task
+
+from data_tools.loader import Loader, Slice
+from data_tools.local_cache import LocalCache
+from data_tools.manifest import load_manifest
+from data_tools.order import Order
+from data_tools.sample import Sample
+from data_tools.skips import SkipList
+from data_tools.storage import open_store
+from dpal.base.inputs import Storage
+
+DISTRIBUTION = "dpal"
+SETTINGS = "lanes 64, window 4, `workers` decoding threads, prefetch 2; every shard verified"
+CACHES = True
+LANES, WINDOW, PREFETCH = 64, 4, 2
+CACHE_BYTES = 1 << 34
+
+
+class WholeImages:
+    """Batches of decoded images in buffers that are used again and again: uint8 [B, H, W, 3]."""
+
+    def __init__(self, task: Task, buffers: int) -> None:
+        shape = (task.batch, task.height, task.width, 3)
+        self._buffers = [np.empty(shape, np.uint8) for _ in range(buffers)]
+        self._turn = 0
+
+    def expect(self, shard: int) -> None:
+        """Nothing is joined to the images."""
+
+    def start(self, size: int) -> "WholeBatch":
+        """The next buffer."""
+        self._turn = (self._turn + 1) % len(self._buffers)
+        return WholeBatch(self._buffers[self._turn][:size])
+
+
+class WholeBatch:
+    """A batch that is being filled."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def fill(self, row: int, sample: Sample) -> None:
+        """Decode straight into the row."""
+        sample.decode_into(self.images[row])
+
+    def finish(self) -> np.ndarray:
+        """uint8 [B, H, W, 3]."""
+        return self.images
+
+
+def open_epochs(task: Task) -> Epoch:
+    """A new loader for every epoch: opening and verifying shards belongs to it."""
+    storage = Storage()
+    if task.remote:
+        storage = Storage(endpoint_url=task.endpoint, key=task.key, secret=task.secret)
+    store = open_store(f"s3://{task.bucket}" if task.remote else task.folder, storage)
+    manifest = load_manifest(store)
+    sizes = tuple(ref.num_samples for ref in manifest.shards)
+    steps, rest = divmod(task.images, task.batch)
+    if rest:
+        raise ValueError(f"{task.images} images are not a multiple of batches of {task.batch}")
+
+    def epoch(number: int) -> Iterator[np.ndarray]:
+        scratch = Path(task.scratch)
+        loader = Loader(
+            store,
+            manifest,
+            Order(task.seed, sizes, global_batch=task.batch, lanes=LANES, window=WINDOW),
+            WholeImages(task, PREFETCH + 2),
+            Slice(task.batch, task.batch, 0, 1),
+            skips=SkipList(0, scratch / "skipped.jsonl"),
+            max_pixels=1 << 24,
+            threads=task.workers,
+            prefetch=PREFETCH,
+            copies=LocalCache(scratch / "copies", CACHE_BYTES) if task.remote else None,
+        )
+        batches = loader.batches(number * steps)
+        yield from islice(batches, steps)
+        batches.close()
+
+    return epoch
