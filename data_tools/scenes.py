@@ -1,24 +1,13 @@
-"""Real images of several persons, with the persons' boxes: read, sharded, drawn from.
+"""Real images of several persons, with the persons' boxes, drawn from their shards.
 
-A folder of scenes holds images and at most one file with boxes, anywhere in it:
-
-    boxes.csv   a header `file,left,top,right,bottom` and one row for every person; pixels of the
-                upright image, right and bottom exclusive; `file` as the path below the folder
-    *.json      COCO instances: `images`, `annotations`, `categories`; those of the category
-                `person` that are no crowds; `file_name` as the path, or as the file's own name
-
-Boxes are cut at their image's edges, and what has no area then is left out. An image that no row
-names is a scene without persons. In a shard the boxes are `boxes` of the sample's JSON.
+In a shard the boxes are `boxes` of the sample's JSON: cut at the image's edges, those that have no
+area then left out.
 
 Legend: m persons of a scene.
 """
 
-import csv
 import hashlib
-import io
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +16,11 @@ import numpy as np
 from data_tools.decode import decode_rgb
 from data_tools.manifest import load_manifest
 from data_tools.shard import Shard, read_shard
-from data_tools.storage import SourceStore, open_store
+from data_tools.storage import open_store
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 
 RULE = "v1: scenes in the order of shards and keys, full size"
-COLUMNS = ("file", "left", "top", "right", "bottom")
-NAME = "boxes.csv"
-
-Corners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -104,40 +89,6 @@ def load_scenes(recipe: Recipe) -> ScenePool:
     )
 
 
-def read_boxes(store: SourceStore, names: Sequence[str]) -> dict[str, tuple[Corners, ...]]:
-    """Boxes by file name, of the folder `store` that holds the files `names`.
-
-    Raises:
-        DataError: naming the file, when the folder has several, or one that cannot be understood.
-    """
-    files = [name for name in names if is_box_file(name)]
-    if not files:
-        return {}
-    if len(files) > 1:
-        raise DataError(
-            f"folder {store.url!r} has several files of boxes ({', '.join(map(repr, files))}): "
-            f"accepted is one, {NAME} or a COCO .json"
-        )
-    where = f"{store.url}/{files[0]}"
-    read = _read_csv if files[0].endswith(NAME) else _read_coco
-    found: dict[str, list[Corners]] = {}
-    for name, corners in read(store.get(files[0]), where):
-        found.setdefault(name, []).append(corners)
-    full = _full_names(names)
-    named = {full.get(name, name): tuple(rows) for name, rows in found.items()}
-    if named and not named.keys() & set(names):
-        raise DataError(
-            f"{where!r} names none of the images beside it, first {min(named)!r}: accepted are "
-            "paths below the folder, or plain file names"
-        )
-    return named
-
-
-def is_box_file(name: str) -> bool:
-    """Whether a file of a scene folder holds boxes."""
-    return name.rpartition("/")[2] == NAME or name.lower().endswith(".json")
-
-
 def _described(
     shard: Shard, row: int
 ) -> tuple[tuple[int, int], np.ndarray[Any, np.dtype[np.float64]]]:
@@ -150,50 +101,3 @@ def _described(
             f"scene {shard.keys[row]!r} of shard {shard.ref.name!r} has no valid size and boxes: "
             "run `dpal shard` again"
         ) from None
-
-
-def _full_names(names: Sequence[str]) -> dict[str, str]:
-    """Paths by what may stand for them: the path itself, or a file name that only one has."""
-    plain = Counter(name.rpartition("/")[2] for name in names)
-    short = {base: name for name in names if plain[base := name.rpartition("/")[2]] == 1}
-    return short | {name: name for name in names}
-
-
-def _read_csv(data: bytes, where: str) -> Iterable[tuple[str, Corners]]:
-    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", errors="replace"), newline=""))
-    if tuple(rows.fieldnames or ()) != COLUMNS:
-        raise DataError(
-            f"{where!r} begins with the columns {rows.fieldnames}: accepted are {','.join(COLUMNS)}"
-        )
-    for row in rows:
-        yield row["file"], _corners([row[name] for name in COLUMNS[1:]], f"{where}:{rows.line_num}")
-
-
-def _read_coco(data: bytes, where: str) -> Iterable[tuple[str, Corners]]:
-    try:
-        plain = json.loads(data)
-        names = {image["id"]: str(image["file_name"]) for image in plain["images"]}
-        persons = {row["id"] for row in plain["categories"] if row["name"] == "person"}
-        rows = [
-            (names[row["image_id"]], row["bbox"])
-            for row in plain["annotations"]
-            if row["category_id"] in persons and not row.get("iscrowd", 0)
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{where!r} is no COCO instances file ({type(error).__name__} {error}): accepted is "
-            "JSON with images, annotations and categories"
-        ) from None
-    for name, bbox in rows:
-        left, top, width, height = _corners(bbox, f"{where}, image {name!r}")
-        yield name, (left, top, left + width, top + height)
-
-
-def _corners(numbers: Any, where: str) -> Corners:
-    try:
-        a, b, c, d = (float(number) for number in numbers)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: box {numbers} is not four numbers") from None
-    if not np.isfinite([a, b, c, d]).all():
-        raise DataError(f"{where}: box {numbers} is not finite")
-    return a, b, c, d

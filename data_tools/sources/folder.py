@@ -21,6 +21,7 @@ class FolderSource:
         names: `market1501`: the pictures' names tell identity and camera.
 
     Attributes:
+        catalogue: its listing.
         left_out: number of junk and distractor pictures, once items were read.
     """
 
@@ -29,7 +30,8 @@ class FolderSource:
     ) -> None:
         self.url = store.url
         self.left_out: Counter[str] = Counter()
-        self._store, self._catalogue, self._named = store, catalogue, names == "market1501"
+        self._store, self._named = store, names == "market1501"
+        self.catalogue = catalogue
 
     def items(self) -> Iterator[Item]:
         """All files, sorted by name.
@@ -37,10 +39,10 @@ class FolderSource:
         Raises:
             DataError: when the folder is empty, or a picture's name is not of the convention.
         """
-        if not self._catalogue.num_files:
+        if not self.catalogue.num_files:
             raise DataError(f"folder {self.url!r} is empty: accepted are folders of JPEG or PNG")
         self.left_out.clear()
-        for name, size, version in self._catalogue.entries():
+        for name, size, version in self.catalogue.entries():
             facts = self._facts(name) if self._named else {}
             if facts is not None:
                 yield Item(name, name, size, tagged(version, facts), None, facts)

@@ -59,6 +59,7 @@ class PersonSource:
         persons: `crops`: an item for every person; `scenes`: one for every picture.
         whole: rows without a box are pictures to keep in crops, too.
         loose: a picture may be named by its last part alone.
+        keep_missing: persons of a picture that is not there are items; else they are left out.
 
     Attributes:
         left_out: number of annotated persons that gave no item, by reason, once items were read.
@@ -73,11 +74,13 @@ class PersonSource:
         *,
         whole: bool = False,
         loose: bool = True,
+        keep_missing: bool = True,
     ) -> None:
         self.url = url
         self.left_out: Counter[str] = Counter()
         self._store, self._read_rows = store, read_rows
         self._scenes, self._whole, self._loose = persons == SCENES, whole, loose
+        self._keep_missing = keep_missing
         self._catalogue: Catalogue | None = None
 
     def items(self) -> Iterator[Item]:
@@ -128,6 +131,9 @@ class PersonSource:
             found = self._find(name)
             present += found is not None
             missing = missing or (name if found is None else "")
+            if found is None and not self._keep_missing:
+                self.left_out["picture that is not there"] += 1
+                continue
             entry = found or Listed(name, -1, "")
             database.execute(
                 "INSERT INTO pictures VALUES (?, ?, ?, ?)", (key, to_key(entry.name), *entry[1:])

@@ -37,15 +37,12 @@ def read_table(
         DataError: naming file and row, for what is no such table.
     """
     where = f"{store.url}/{name}"
-    rows = _read_parquet if name.lower().endswith(".parquet") else _read_csv
-    boxed = None
-    for place, cells in rows(store, name, where):
-        if boxed is None:
-            boxed = _check_columns(list(cells), where, need_boxes)
+    read = _read_parquet if name.lower().endswith(".parquet") else _read_csv
+    for place, cells in read(store, name, where, need_boxes):
         file = cells[FILE]
         if not isinstance(file, str) or not file:
             raise DataError(f"{place}: {FILE} is {file!r}, accepted is the path of a picture")
-        numbers = [cells[side] for side in BOX] if boxed else []
+        numbers = [cells.get(side) for side in BOX]
         whole = not need_boxes and all(number in (None, "") for number in numbers)
         box = None if whole else corners(numbers, place)
         yield Row(below(file, root, place), box, _facts(cells, place))
@@ -64,15 +61,16 @@ def below(file: str, root: str, place: str) -> str:
     return "/".join(parts)
 
 
-def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> bool:
-    """Whether there are boxes."""
+def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> None:
     sides = [side for side in BOX if side in names]
-    if FILE not in names or sides not in ([], list(BOX)) or (need_boxes and not sides):
-        raise DataError(
-            f"{where!r} begins with the columns {names}: accepted are {FILE},{','.join(BOX)}"
-            + ("" if need_boxes else ",... or file,...")
-        )
-    return bool(sides)
+    unique = len(set(names)) == len(names)
+    if FILE in names and unique and len(sides) in ((4,) if need_boxes else (0, 4)):
+        return
+    raise DataError(
+        f"{where!r} begins with the columns {list(names)}: accepted are {FILE},{','.join(BOX)}"
+        + (" and others" if need_boxes else f", or {FILE}, and others")
+        + ", each once"
+    )
 
 
 def _facts(cells: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -98,13 +96,14 @@ def _fact(cell: Any, where: str) -> Any:
     return str(cell)  # times and decimals
 
 
-def _read_csv(store: SourceStore, name: str, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _read_csv(
+    store: SourceStore, name: str, where: str, need_boxes: bool
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
     with open_text(store, name) as text:
         rows = csv.DictReader(text, strict=True)
         try:
             names = list(rows.fieldnames or ())
-            if len(set(names)) < len(names) or FILE not in names:
-                _refuse(names, where)
+            _check_columns(names, where, need_boxes)
             for row in rows:
                 place = f"{where}:{rows.line_num}"
                 if None in row:
@@ -114,15 +113,8 @@ def _read_csv(store: SourceStore, name: str, where: str) -> Iterator[tuple[str, 
             raise DataError(f"{where!r} is no UTF-8 .csv: {error}") from None
 
 
-def _refuse(names: Sequence[str], where: str) -> None:
-    raise DataError(
-        f"{where!r} begins with the columns {names}: accepted are {FILE},{','.join(BOX)} or "
-        f"{FILE},..., each once"
-    )
-
-
 def _read_parquet(
-    store: SourceStore, name: str, where: str
+    store: SourceStore, name: str, where: str, need_boxes: bool
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         import pyarrow
@@ -136,8 +128,7 @@ def _read_parquet(
     try:
         with StoredFile(store, name) as file, pyarrow.parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
-            if len(set(names)) < len(names) or FILE not in names:
-                _refuse(names, where)
+            _check_columns(names, where, need_boxes)
             for batch in table.iter_batches(batch_size=BATCH, use_threads=False):
                 for cells in batch.to_pylist():
                     number += 1
