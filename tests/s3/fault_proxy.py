@@ -14,6 +14,10 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import pytest
+
+from seaweed import S3Server
+
 Kind = Literal[
     "none",
     "500",
@@ -104,8 +108,8 @@ class FaultProxy:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (OSError, asyncio.IncompleteReadError):
-            pass  # the client has gone
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, or the proxy ends
         finally:
             writer.close()
 
@@ -227,3 +231,17 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     linger = struct.pack("ii", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
+
+
+@pytest.fixture(scope="session")
+def proxy(s3_server: S3Server) -> Iterator[FaultProxy]:
+    """The one proxy in front of the S3 server; each test sets its schedule."""
+    with FaultProxy(s3_server.endpoint).running() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def faulty_server(s3_server: S3Server, proxy: FaultProxy) -> S3Server:
+    """The S3 server behind the proxy."""
+    proxy.set(no_faults)
+    return s3_server._replace(endpoint=proxy.endpoint)
