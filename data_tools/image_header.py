@@ -121,7 +121,7 @@ def _read_frame(data: bytes, position: int, orientation: int) -> ImageHeader:
     """Size and coding from the frame header at `position`."""
     code = data[position + 1]
     length, bits, height, width, components = struct.unpack_from(">HBHHB", data, position + 2)
-    if components > 4 or length != 8 + 3 * components:
+    if not 1 <= components <= 4 or length != 8 + 3 * components:
         raise DataError(
             f"image is not decodable: its header announces {components} colour components, "
             "accepted are 1 to 4"
