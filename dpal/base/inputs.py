@@ -111,9 +111,10 @@ class Data(Section):
     near_duplicates: int = Field(
         0,
         ge=0,
-        le=8,
+        le=6,
         description="images whose 64-bit perceptual hashes differ in so many bits or fewer are one "
-        "image, and the largest is kept; 0: only equal bytes are",
+        "image, and the largest is kept; 2 to 4 finds copies, from 6 on persons before the same "
+        "wall are taken for one; 0: only equal bytes are one image",
     )
     validation_fraction: float = Field(
         0,
