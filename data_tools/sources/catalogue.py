@@ -113,9 +113,12 @@ class Catalogue:
 
 
 def _listed(store: SourceStore) -> Iterable[Listed]:
-    """As `store.listing()`, but a local folder is walked without a list of all its files."""
+    """As `store.listing()`, but without a list of all files in memory."""
     if not isinstance(store, LocalStore):
-        return store.listing()
+        from data_tools.remote import RemoteStore  # only now: it imports fsspec
+        from data_tools.sources.s3_pages import listed_by_pages
+
+        return listed_by_pages(store) if isinstance(store, RemoteStore) else store.listing()
     if not store.root.is_dir():
         kind = "is not a folder" if store.root.exists() else "does not exist"
         raise DataError(f"folder {store.url!r} {kind}")

@@ -3,8 +3,8 @@
 The column `file` names the picture, as a path below the folder of pictures, or with that folder's
 own path or URL before it. `left`, `top`, `right`, `bottom`, all or none, are a person's box in
 pixels of the upright picture, right and bottom exclusive; a row that leaves them empty is the
-whole picture. Every other column is a fact: text in a .csv, of its own type in a .parquet. Empty
-cells are no facts.
+whole picture. Every other column is a fact: text in a .csv, of its own type in a .parquet; `pid`
+and `cam`, as label files call them, are the identity and the camera. Empty cells are no facts.
 """
 
 import csv
@@ -21,6 +21,7 @@ from dpal.base.errors import ConfigError, DataError
 FILE = "file"
 BOX = ("left", "top", "right", "bottom")
 BATCH = 1024
+_CALLED = {"pid": "identity", "cam": "camera"}
 _ODD = frozenset(("", ".", ".."))
 
 
@@ -63,7 +64,7 @@ def below(file: str, root: str, place: str) -> str:
 
 def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> None:
     sides = [side for side in BOX if side in names]
-    unique = len(set(names)) == len(names)
+    unique = len({_CALLED.get(name, name) for name in names}) == len(names)
     if FILE in names and unique and len(sides) in ((4,) if need_boxes else (0, 4)):
         return
     raise DataError(
@@ -75,7 +76,7 @@ def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> None:
 
 def _facts(cells: Mapping[str, Any], place: str) -> dict[str, Any]:
     return {
-        name: _fact(cell, f"{place}: {name}")
+        _CALLED.get(name, name): _fact(cell, f"{place}: {name}")
         for name, cell in cells.items()
         if name not in (FILE, *BOX) and cell not in (None, "") and cell == cell
     }

@@ -75,6 +75,39 @@ def test_what_is_not_there_is_a_data_error(s3_server: S3Server) -> None:
             list(opened(f"{base}/{kind}", storage).items())
 
 
+def test_a_listing_by_pages_is_the_listing(s3_server: S3Server) -> None:
+    from data_tools.remote import RemoteStore
+    from data_tools.sources.s3_pages import listed_by_pages
+
+    store = open_store(s3_server.url(), s3_server.storage())
+    assert isinstance(store, RemoteStore)
+    names = [f"{k % 7}/{k}.jpg" for k in range(40)] + ["a b/ü.jpg", "x+y&z=%41.jpg"]
+    for name in names:
+        store.put(name, name.encode())
+    whole = list(listed_by_pages(store))
+    assert sorted(whole) == list(store.listing())
+    assert {entry.name for entry in whole} == set(names)
+
+    call, pages = store._call, []
+
+    def small_pages(verb: str, name: str, attempt: Any) -> Any:
+        def of_nine(fs: Any) -> Any:
+            class Small:
+                def call_s3(self, method: str, **request: str) -> Any:
+                    pages.append(request.get("ContinuationToken", ""))
+                    return fs.call_s3(method, **request, MaxKeys=9)
+
+            return attempt(Small())
+
+        return call(verb, name, of_nine)
+
+    store._call = small_pages  # type: ignore[method-assign]
+    assert list(listed_by_pages(store)) == whole
+    assert len(set(pages)) == 5
+    with pytest.raises(DataError, match="does not exist or is empty"):
+        list(listed_by_pages(RemoteStore(f"{store.url}/nowhere", s3_server.storage())))
+
+
 def test_a_tar_is_read_by_ranges_once_its_copy_is_gone(
     s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

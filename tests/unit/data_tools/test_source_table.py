@@ -107,6 +107,16 @@ def test_without_pyarrow_a_parquet_says_what_to_install(
         items_of(tmp_path / "t.parquet")
 
 
+def test_a_label_files_pid_and_cam_are_identity_and_camera(tmp_path: Path) -> None:
+    write_pictures(tmp_path, "a.jpg")
+    (item,) = items_of(
+        write_csv(tmp_path / "labels.csv", [["a.jpg", 3, 1]], ["file", "pid", "cam"])
+    )
+    assert item.facts == {"identity": "3", "camera": "1"}
+    with pytest.raises(DataError, match="each once"):
+        items_of(write_csv(tmp_path / "t.csv", [["a.jpg", 3, 1]], ["file", "pid", "identity"]))
+
+
 def test_pictures_may_lie_elsewhere_and_be_named_in_full(tmp_path: Path) -> None:
     made = write_pictures(tmp_path / "pictures", "a.jpg", "b.jpg")
     (tmp_path / "lists").mkdir()
