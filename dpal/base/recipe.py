@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from dpal.base.agreement import disagreement
+from dpal.base.codec import CodecWord
 from dpal.base.combinations import misfit
 from dpal.base.inputs import Data, Storage, Views
 from dpal.base.losses import Decoder, Loss
@@ -35,7 +36,11 @@ class Cache(Section):
     """The offline teacher cache."""
 
     url: str = Field("{run}/targets", description="folder or URL that holds targets-<digest>/")
-    codec: Literal["int8", "fp16", "fp32"] = Field("int8", description="how targets are stored")
+    codec: CodecWord = Field(
+        "int8",
+        description="how targets are stored: int8, int4, fp16 or fp32; before each but fp32, "
+        "pca<r>- keeps r components of a patch token and phis- turns it, as in pca128-int4",
+    )
     calibration_images: int = Field(
         256, ge=8, description="images the header's statistics and shape basis are fitted on"
     )
