@@ -81,6 +81,63 @@ class TrainBatch:
     boxes: Boxes | None = None
 
 
+class Pictures(NamedTuple):
+    """Images of any size, one after the other.
+
+    Attributes:
+        pixels: uint8 [P, 3]: the rows of the first image, then those of the second ...
+        sizes: height and width of each image, int64 [N, 2].
+    """
+
+    pixels: np.ndarray
+    sizes: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Composites of two persons that are still to be rendered (see `views.CompositeSpec`).
+
+    Attributes:
+        background: view numbers, of pictures of the background pool, int32 [B, 6].
+        persons: view numbers of both persons, int32 [B, 2, 6].
+        corners: top and left of each person in composite pixels, int32 [B, 2, 2].
+    """
+
+    background: np.ndarray
+    persons: np.ndarray
+    corners: np.ndarray
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What a `TrainBatch` is rendered from, on the training device (`dpal.device_render`).
+
+    View numbers are: index of a picture; top, left, height and width of a box in it; flip, 0 or 1.
+
+    Attributes:
+        keys: sample keys, in the order of the rows.
+        originals: decoded images of the samples, then of the partners in their composites.
+        base: view numbers of the base views, int32 [B, 6].
+        crops: view numbers of the local crops, int32 [B, C, 6]; C = 0 when not needed.
+        pairs: composites of two persons; None when there are none.
+        composite: composites that are rendered already, uint8 [B, S, S, 3]: those of scenes; S = 0
+            when there are none.
+        backgrounds: the pool behind the pairs: the same object in every batch of a run, so that it
+            is uploaded once.
+        photometric, records, boxes: as in a `TrainBatch`.
+    """
+
+    keys: tuple[str, ...]
+    originals: Pictures
+    base: np.ndarray
+    crops: np.ndarray
+    pairs: Pairs | None
+    composite: np.ndarray
+    backgrounds: Pictures
+    photometric: np.ndarray
+    records: tuple[Records, ...]
+    boxes: Boxes | None = None
+
+
 class BatchSource(Protocol):
     """Micro-batches of a run, as a pure function of the step they belong to."""
 
