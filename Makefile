@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PEERS  ?= build/peers
 
 # A folder of wheels that pip is set up to use (for example a CPU build of torch) serves uv too.
 FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 UV_ENV := $(if $(wildcard $(firstword $(FIND_LINKS))),UV_FIND_LINKS="$(firstword $(FIND_LINKS))",) UV_LINK_MODE=copy
 
-.PHONY: help setup demo test lint bench bench-gpu clean
+.PHONY: help setup demo test lint bench bench-loader bench-gpu clean
 
 help:
 	@echo "make demo       run the whole pipeline on embedded data (about ten minutes on two cores)"
@@ -15,6 +16,7 @@ help:
 	@echo "make setup      create $(VENV) and install dpal into it"
 	@echo "make lint       check style and types"
 	@echo "make bench      measure the figures that docs/performance.md quotes"
+	@echo "make bench-loader  race the loader against other loaders (they get $(PEERS), 3 GB)"
 	@echo "make bench-gpu  the same for an accelerator"
 
 setup: $(VENV)/.installed
@@ -42,8 +44,24 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy dpal/base data_tools cluster
 
-bench: setup
-	@for file in benchmarks/bench_*.py; do echo "── $$file"; $(BIN)/python $$file || exit 1; done
+# bench_peers.py runs through bench-loader, which knows where the other loaders are.
+bench: setup bench-loader
+	@for file in $(filter-out benchmarks/bench_peers.py,$(wildcard benchmarks/bench_*.py)); do \
+		echo "── $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-loader: setup $(PEERS)/.tried
+	@echo "── benchmarks/bench_peers.py"
+	@$(BIN)/python benchmarks/bench_peers.py --peers-python $(PEERS)/bin/python $(RACE)
+
+# One by one where they do not install together: who is missing is reported by the race as out.
+$(PEERS)/.tried: benchmarks/peers/requirements.txt | setup
+	@echo "── installing other loaders into $(PEERS), beside $(VENV)"
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	@$(UV_ENV) $(BIN)/uv pip install --quiet --python $(PEERS)/bin/python -r $< \
+		|| grep -v '^#' $< | while read -r pin; do \
+			$(UV_ENV) $(BIN)/uv pip install --quiet --python $(PEERS)/bin/python "$$pin" \
+				|| echo "not installed: $$pin" >&2; done
+	@touch $@
 
 bench-gpu: setup
 	@$(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' \

@@ -93,7 +93,7 @@ def main() -> None:
         except BaseException as error:
             traceback.print_exc()
             text = " ".join(str(error).split())
-            answer = {"error": f"{type(error).__name__}: {text}"[:400]}
+            answer = {"error": f"{type(error).__name__}: {text[-300:]}"}
         with contextlib.suppress(BrokenPipeError):
             answers.write(json.dumps(answer) + "\n")
 

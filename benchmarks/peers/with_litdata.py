@@ -7,6 +7,7 @@ import litdata
 import numpy as np
 import torch
 from common import Epoch, Task, decode, image_spans
+from litdata.streaming import downloader
 
 DISTRIBUTION = "litdata"
 SETTINGS = "chunks of 64 MB written by optimize(), shuffle=True, StreamingDataLoader processes"
@@ -44,6 +45,7 @@ def open_epochs(task: Task) -> Epoch:
     where = f"s3://{task.bucket}/litdata" if task.remote else str(Path(task.folder) / "litdata")
     options = {}
     if task.remote:
+        downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # no option of its own for that
         options = {
             "endpoint_url": task.endpoint,
             "aws_access_key_id": task.key,

@@ -15,8 +15,7 @@ SETTINGS = "shardshuffle, .shuffle(1000) before decoding, .batched, WebLoader pr
 def open_epochs(task: Task) -> Epoch:
     """Batches as torch tensors, as its documentation advises, seen as arrays."""
     if task.remote:
-        files = s3_filesystem(task)
-        gopen_schemes["s3"] = lambda url, mode="rb", *_, **__: files.open(url, mode)
+        gopen_schemes["s3"] = lambda url, mode="rb", *_, **__: s3_filesystem(task).open(url, mode)
     data = (
         wds.WebDataset(
             task.urls(),
