@@ -2,16 +2,16 @@
 
 import hashlib
 
-from data_tools.audit import Finding
+from data_tools.audit import Finding, audit_each
 from data_tools.covariance import COVARIANCE
 from data_tools.feature_cache import HEADER, LedgerRow, TargetCache
 from data_tools.storage import ObjectStore
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
-from dpal.base.progress import Progress
 from dpal.targets import TargetHeader
 
 MEND = "delete it and its ledger row, then run `dpal cache` again"
+MEND_ROW = "delete it, then run `dpal cache` again"
 
 
 def audit_targets(store: ObjectStore) -> list[Finding]:
@@ -19,28 +19,30 @@ def audit_targets(store: ObjectStore) -> list[Finding]:
     try:
         cache = TargetCache(store, TargetHeader.from_json(store.get(HEADER)))
     except DataError as error:
-        return [Finding(HEADER, str(error))]
-    names = store.list()
-    ledger = [name for name in names if name.startswith("ledger/")]
+        return [Finding(HEADER, str(error), "delete the folder, then run `dpal cache` again")]
+    names = set(store.list())
+    ledger = sorted(name for name in names if name.startswith("ledger/"))
     findings = _covariance_findings(cache) if COVARIANCE in names else []
     known = {HEADER, COVARIANCE, *ledger}
-    with Progress("audit", len(ledger), "shard") as progress:
-        for name in ledger:
-            try:
-                row = LedgerRow.from_json(store.get(name), f"{store.url}/{name}")
-            except DataError as error:
-                findings.append(Finding(name, str(error)))
-                continue
-            for series in row.series:
-                tar = f"{series}/{row.shard}"
-                known.add(tar)
-                problem = _problem(cache, row, series, tar) if tar in names else "missing"
-                if problem:
-                    findings.append(Finding(tar, f"{problem}; {MEND}"))
-            progress.advance(1, f"{len(findings)} findings")
-    unfinished = sorted(set(names) - known)
+
+    def audit(name: str) -> list[Finding]:
+        try:
+            row = LedgerRow.from_json(store.get(name), f"{store.url}/{name}")
+        except DataError as error:
+            return [Finding(name, str(error), MEND_ROW)]
+        found = []
+        for series in row.series:
+            tar = f"{series}/{row.shard}"
+            known.add(tar)
+            problem = _problem(cache, row, series, tar) if tar in names else "missing"
+            if problem:
+                found.append(Finding(tar, problem, MEND))
+        return found
+
+    findings += audit_each(ledger, audit, store)
     return findings + [
-        Finding(name, "no ledger row lists it; run `dpal cache` to its end") for name in unfinished
+        Finding(name, "no ledger row lists it", "run `dpal cache` to its end")
+        for name in sorted(names - known)
     ]
 
 
@@ -49,7 +51,7 @@ def _covariance_findings(cache: TargetCache) -> list[Finding]:
     try:
         cache.covariance()
     except DataError as error:
-        return [Finding(COVARIANCE, str(error))]
+        return [Finding(COVARIANCE, str(error), MEND_ROW)]
     return []
 
 

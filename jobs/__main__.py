@@ -73,7 +73,7 @@ def _shard(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from jobs.audit import run_audit
 
-    return run_audit(arguments.url, Storage())
+    return run_audit(arguments.url, Storage(), decode=arguments.decode, as_json=arguments.json)
 
 
 def _stage(module: str) -> Handler:
@@ -229,7 +229,10 @@ def _parser() -> argparse.ArgumentParser:
     shard.add_argument("source", nargs="+", help="folders or URLs of images")
     shard.add_argument("dest", help="folder or URL for the shards")
     shard.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="data.KEY")
-    verb("audit", _audit, "verify shards and target caches").add_argument("url")
+    audit = verb("audit", _audit, "verify shards, target caches and folders of tars")
+    audit.add_argument("url", help="folder or URL; what lies in it is told by itself")
+    audit.add_argument("--decode", action="store_true", help="decode every image, too")
+    audit.add_argument("--json", action="store_true", help="print one JSON object")
     recipe_verb("cache", _stage("jobs.cache_features"), "teacher targets for every pinned view")
     recipe_verb("train", _stage("jobs.train"), "train the student; resumes by itself")
     recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
