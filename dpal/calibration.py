@@ -1,4 +1,4 @@
-"""Fit what a cache shares: channel statistics, the basis of the shape mask, the covariance.
+"""Fit what a cache shares: channel statistics, shape mask, turn of the codec, covariance.
 
 Legend: M images, N patches, D teacher width.
 """
@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpal.base.codec import parse_codec
 from dpal.base.errors import DataError
+from dpal.rotation import Rotation
 from dpal.targets import TargetDefinition, TargetHeader
 
 EPS = 1e-3  # least deviation of a channel, as a share of the largest
@@ -52,8 +54,11 @@ def fit_calibration(
         keys: sample keys, in order [M].
 
     Raises:
+        ConfigError: when the codec's rotation does not fit the teacher's width.
         DataError: when the teacher's tokens are not finite, or all the same.
     """
+    codec = parse_codec(definition.codec)
+    codec.require_width(patches.shape[-1])
     if not (np.isfinite(cls).all() and np.isfinite(patches).all()):
         raise DataError("the teacher gives tokens that are not finite on the calibration images")
     patch_mean, covariance = _moments(patches.reshape(-1, patches.shape[-1]))
@@ -77,6 +82,7 @@ def fit_calibration(
         low=float(low),
         high=float(high),
         calibration_keys=hashlib.sha256("\n".join(keys).encode()).hexdigest(),
+        rotation=Rotation.fit(codec, patch_mean, covariance),
     )
     return Calibration(header, covariance)
 

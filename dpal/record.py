@@ -1,8 +1,9 @@
 """The bytes of one record of a target cache, and the view spec it begins with.
 
-    view spec (uint16 numbers) | CLS | token scales (int8 codec) | patch codes | crc32
+    view spec (uint16 numbers) | CLS | fp16 scales (int8, int4) | patch codes | crc32
 
-All numbers are little-endian; all records of a kind have the same length.
+All numbers are little-endian; all records of a kind have the same length. What a codec word means
+is in `dpal.base.codec`, what scales and codes are in `dpal.quantise`.
 
 Legend: B records, S spec numbers, R record bytes.
 """
@@ -14,11 +15,12 @@ from typing import Literal
 
 import numpy as np
 
+from dpal.base.codec import Storage, parse_codec
 from dpal.base.errors import DataError
+from dpal.quantise import code_bytes, num_groups
 from dpal.views import Box, CompositeSpec, SceneSpec, ViewSpec
 
 Kind = Literal["view", "composite"]
-Codec = Literal["int8", "fp16", "fp32"]
 Spec = ViewSpec | CompositeSpec | SceneSpec
 SPEC_NUMBERS: Mapping[Kind, int] = {"view": 6, "composite": 22}
 # The first number of a record says what the others mean.
@@ -27,12 +29,32 @@ VIEW, SAME_IMAGE, TWO_IMAGES, SCENE = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the parts of a record lie, in bytes."""
+    """Where the parts of a record lie, in bytes.
+
+    Attributes:
+        codec: a word that `dpal.base.codec.parse_codec` accepts.
+        width: channels of a teacher token; CLS is stored with all of them.
+    """
 
     kind: Kind
-    codec: Codec
+    codec: str
     width: int
     num_patches: int
+
+    @property
+    def storage(self) -> Storage:
+        """Type of a stored number of a patch token."""
+        return parse_codec(self.codec).storage
+
+    @property
+    def channels(self) -> int:
+        """Numbers that are stored of a patch token."""
+        return parse_codec(self.codec).channels(self.width)
+
+    @property
+    def num_groups(self) -> int:
+        """Scales of a patch token."""
+        return num_groups(self.storage, self.channels)
 
     @property
     def cls_start(self) -> int:
@@ -42,18 +64,17 @@ class RecordLayout:
     @property
     def scale_start(self) -> int:
         """End of the CLS token: fp32 with the fp32 codec, else fp16."""
-        return self.cls_start + self.width * (4 if self.codec == "fp32" else 2)
+        return self.cls_start + self.width * (4 if self.storage == "fp32" else 2)
 
     @property
     def code_start(self) -> int:
-        """End of the token scales: one fp16 per patch with the int8 codec, else nothing."""
-        return self.scale_start + (2 * self.num_patches if self.codec == "int8" else 0)
+        """End of the fp16 scales, patch by patch."""
+        return self.scale_start + 2 * self.num_patches * self.num_groups
 
     @property
     def crc_start(self) -> int:
         """End of the patch codes."""
-        size = {"int8": 1, "fp16": 2, "fp32": 4}[self.codec]
-        return self.code_start + self.num_patches * self.width * size
+        return self.code_start + self.num_patches * code_bytes(self.storage, self.channels)
 
     @property
     def num_bytes(self) -> int:

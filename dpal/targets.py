@@ -2,10 +2,12 @@
 
 A record (see `dpal.record`) is one view of one sample as bytes. The header of a cache holds what
 all records share: which teacher and views they belong to,
-per-channel statistics of a calibration sample, and the fixed basis of the shape mask.
+per-channel statistics of a calibration sample, the fixed basis of the shape mask, and the turn of
+a codec that has one.
 
-Legend: B records, N patches, D teacher width, S spec numbers, R record bytes. Nothing here imports
-torch before it is called with tensors, so that torch-free layers can read and write records.
+Legend: B records, N patches, D teacher width, C stored channels, S spec numbers, R record bytes.
+Nothing here imports torch before it is called with tensors, so that torch-free layers can read and
+write records.
 """
 
 import hashlib
@@ -17,8 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpal.base.codec import parse_codec
 from dpal.base.errors import DataError
-from dpal.record import Codec, Kind, RecordLayout
+from dpal.quantise import pack_nibbles, quantise, times_scales, unpack_nibbles
+from dpal.record import Kind, RecordLayout
+from dpal.rotation import Rotation
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +42,7 @@ class TargetDefinition:
         views: `ViewPlan.describe()`.
         grid: rows and columns of the patch grid of a base view.
         composite_grid: the same of a composite.
-        codec: how tokens are stored.
+        codec: how tokens are stored, a word of `dpal.base.codec`.
         manifest: digest of the image shards.
         backgrounds: digest of the background pool.
         calibration_images: images that the statistics are fitted on.
@@ -48,7 +53,7 @@ class TargetDefinition:
     views: Mapping[str, Any]
     grid: tuple[int, int]
     composite_grid: tuple[int, int]
-    codec: Codec
+    codec: str
     manifest: str
     backgrounds: str
     calibration_images: int
@@ -81,6 +86,8 @@ class TargetHeader:
         direction: first principal component of the patch tokens, unit length, float32 [D].
         low, high: projections on `direction` that the shape mask maps to 0 and 1.
         calibration_keys: SHA-256 over the keys of the calibration sample.
+        rotation: what patch tokens are turned by before they are stored; None for a codec that
+            normalises every channel by itself, or stores raw tokens.
     """
 
     definition: TargetDefinition
@@ -93,6 +100,7 @@ class TargetHeader:
     low: float
     high: float
     calibration_keys: str
+    rotation: Rotation | None = None
 
     @property
     def digest(self) -> str:
@@ -112,6 +120,10 @@ class TargetHeader:
             for name, value in ((f.name, getattr(self, f.name)) for f in fields(self))
         }
         plain["definition"] = asdict(self.definition)
+        if self.rotation is None:
+            del plain["rotation"]
+        else:
+            plain["rotation"] = self.rotation.to_plain()
         return json.dumps({"digest": self.digest, **plain}, sort_keys=True, indent=1).encode()
 
     @staticmethod
@@ -127,6 +139,9 @@ class TargetHeader:
                 plain[name] = np.asarray(plain[name], dtype=np.float32)
                 if plain[name].shape != (plain["width"],):
                     raise ValueError(name)
+            codec = parse_codec(plain["definition"].codec)
+            if "rotation" in plain or codec.turn != "none":
+                plain["rotation"] = Rotation.from_plain(plain["rotation"], codec, plain["width"])
             header = TargetHeader(**plain)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"target header is damaged: {type(error).__name__} {error}") from None
@@ -143,9 +158,9 @@ def encode_batch(
 ) -> np.ndarray:
     """Records of a batch: uint8 [B, R].
 
-    int8 and fp16 store channels normalised with the header's statistics: a raw ViT's outlier
-    channels would eat the range. int8 then gives each patch token one fp16 scale, its largest
-    magnitude / 127; the CLS token stays fp16.
+    But for fp32, a channel is normalised with the header's statistics: a raw ViT's outlier
+    channels would eat the range. Patch tokens of a codec with a rotation are turned instead. Then
+    int8 and int4 quantise them as `dpal.quantise` says; the CLS token stays fp16.
 
     Args:
         cls: float32 [B, D].
@@ -159,23 +174,34 @@ def encode_batch(
     assert patches.shape == (size, layout.num_patches, layout.width), patches.shape
     records = np.empty((size, layout.num_bytes), dtype=np.uint8)
     records[:, : layout.cls_start] = _bytes(specs, "<u2")
-    wide = "<f4" if layout.codec == "fp32" else "<f2"
+    wide = "<f4" if layout.storage == "fp32" else "<f2"
     with np.errstate(over="ignore", invalid="ignore"):
-        if layout.codec != "fp32":
+        if layout.storage != "fp32":
             cls = (cls - header.cls_mean) / header.cls_std  # [B, D]
-            patches = (patches - header.patch_mean) / header.patch_std  # [B, N, D]
+        patches = stored_patches(patches, header)  # [B, N, C]
         records[:, layout.cls_start : layout.scale_start] = _finite(cls, wide, kind)
-        if layout.codec == "int8":
-            scales = (np.abs(patches).max(axis=2) / np.float32(127)).astype("<f2")  # [B, N]
+        if layout.num_groups:
+            codes, scales, _clipped = quantise(patches, layout.storage)
             records[:, layout.scale_start : layout.code_start] = _finite(scales, "<f2", kind)
-            steps = np.where(scales > 0, scales, 1).astype(np.float32)[:, :, None]
-            codes = np.clip(np.rint(patches / steps), -127, 127).astype(np.int8)
-            records[:, layout.code_start : layout.crc_start] = _bytes(codes, "i1")
+            packed = pack_nibbles(codes) if layout.storage == "int4" else codes.view(np.uint8)
+            records[:, layout.code_start : layout.crc_start] = _bytes(packed, "u1")
         else:
             records[:, layout.code_start : layout.crc_start] = _finite(patches, wide, kind)
     crcs = np.array([zlib.crc32(row.data[: layout.crc_start]) for row in records], dtype=np.uint32)
     records[:, layout.crc_start :] = _bytes(crcs[:, None], "<u4")
     return records
+
+
+def stored_patches(patches: np.ndarray, header: TargetHeader) -> np.ndarray:
+    """What a codec rounds: patch tokens [B, N, D] turned, normalised or raw, float32 [B, N, C]."""
+    codec = parse_codec(header.definition.codec)
+    if codec.turn != "none":
+        assert header.rotation is not None, "a header with such a codec is fitted with a rotation"
+        return header.rotation.apply(patches, header.patch_mean)
+    if codec.storage == "fp32":
+        return patches
+    normalised: np.ndarray = (patches - header.patch_mean) / header.patch_std
+    return normalised
 
 
 def decode_batch(
@@ -207,17 +233,28 @@ def decode_batch(
     def on_device(values: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(values, device=raw.device)
 
-    wide = torch.float32 if layout.codec == "fp32" else torch.float16
+    wide = torch.float32 if layout.storage == "fp32" else torch.float16
     cls = part(layout.cls_start, layout.scale_start, wide)  # [B, D]
-    codes = torch.int8 if layout.codec == "int8" else wide
-    patches = part(layout.code_start, layout.crc_start, codes)
-    patches = patches.view(-1, layout.num_patches, layout.width)  # [B, N, D]
-    if layout.codec == "int8":
-        scales = part(layout.scale_start, layout.code_start, torch.float16)  # [B, N]
-        patches.mul_(scales[:, :, None])
-    if layout.codec != "fp32":
+    if layout.storage == "int4":
+        packed = raw[:, layout.code_start : layout.crc_start].unflatten(1, (layout.num_patches, -1))
+        patches = unpack_nibbles(packed, layout.channels)  # [B, N, C]
+    else:
+        codes = part(layout.code_start, layout.crc_start, torch.int8 if layout.num_groups else wide)
+        patches = codes.view(-1, layout.num_patches, layout.channels)  # [B, N, C]
+    if layout.num_groups:
+        scales = part(layout.scale_start, layout.code_start, torch.float16)
+        scales = scales.view(-1, layout.num_patches, layout.num_groups)  # [B, N, G]
+        patches = times_scales(patches, scales)
+    if layout.storage != "fp32":
         cls.mul_(on_device(header.cls_std)).add_(on_device(header.cls_mean))
-        patches.mul_(on_device(header.patch_std)).add_(on_device(header.patch_mean))
+    mean = on_device(header.patch_mean)
+    if header.rotation is not None:
+        with torch.autocast(raw.device.type, enabled=False):  # else bf16, within a student's step
+            basis = on_device(header.rotation.basis) * header.rotation.scale  # [C, D]
+            turned = torch.addmm(mean, patches.flatten(0, 1), basis)
+        patches = turned.unflatten(0, (-1, layout.num_patches))  # [B, N, D]
+    elif layout.storage != "fp32":
+        patches.mul_(on_device(header.patch_std)).add_(mean)
     return Tokens(cls, patches)
 
 
