@@ -41,7 +41,9 @@ class Finding(NamedTuple):
     mend: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
+        # Names in tars that others wrote may hold bytes that are no text, or steer a terminal.
+        name = self.name if self.name.isprintable() else repr(self.name)[1:-1]
+        return f"{name}: {self.problem}" + (f"; {self.mend}" if self.mend else "")
 
 
 def audit_shards(
@@ -100,15 +102,16 @@ def audit_images(shard: Shard, name: str, mend: str, *, decode: bool) -> list[Fi
                 decode_rgb(shard.image_bytes(row), limit)
         except DataError as error:
             findings.append(Finding(f"{name}#{key}", str(error), mend))
-    return shortened(findings, name, mend)
+    return shortened(findings, name)
 
 
-def shortened(findings: list[Finding], name: str, mend: str) -> list[Finding]:
+def shortened(findings: list[Finding], name: str) -> list[Finding]:
     """At most `MAX_NAMED` findings of one shard, and one that counts the rest."""
     more = len(findings) - MAX_NAMED
     if more <= 0:
         return findings
-    return [*findings[:MAX_NAMED], Finding(name, f"{more} more of its samples are damaged", mend)]
+    rest = f"{more} more of its samples are damaged"
+    return [*findings[:MAX_NAMED], Finding(name, rest, findings[0].mend)]
 
 
 def _audit_shard(store: ObjectStore, ref: ShardRef, decode: bool) -> list[Finding]:

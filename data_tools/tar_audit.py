@@ -1,86 +1,89 @@
-"""Auditing tars that no manifest lists: shards of another program, or an unfinished sharding."""
+"""Auditing tars that no manifest lists: of another program, or of a sharding that was broken off.
 
+They are read as `dpal shard` would read them (data_tools/sources/tar_members.py).
+"""
+
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_tools.audit import Finding, audit_each, shortened
 from data_tools.decode import decode_rgb
 from data_tools.image_header import read_header
-from data_tools.shard import IMAGE_EXTENSIONS, map_file
-from data_tools.storage import Buffer, LocalStore, ObjectStore
-from data_tools.tar import MAX_SHARD_BYTES, Entry, index_tar
+from data_tools.shard import IMAGE_EXTENSIONS
+from data_tools.sources.tar_members import Member, tar_members
+from data_tools.sources.whole_files import OpenFile, open_whole
+from data_tools.storage import SourceStore
+from data_tools.tar import MAX_MEMBER_BYTES
 from dpal.base.errors import DataError
 from dpal.base.inputs import Data
 
-AS_SOURCE = "make it again from its source, or name it in data.images: what is sound is sharded"
+MEND_TAR = "make it again from its source"
+MEND_IMAGE = "nothing needs to be done before `dpal shard`: it leaves the image out and lists it"
 
 
 class Tars(NamedTuple):
     """What a folder of tars holds, and what is wrong with it.
 
     Attributes:
-        num_samples: in all tars that could be indexed.
-        num_images: samples with an image.
-        num_bytes: of all tars.
-        findings: damaged tars, and samples whose image has no valid header.
+        num_members: regular files in all tars, up to where one is damaged.
+        num_images: those that are called images.
+        left_out: members that are passed over, by reason.
+        findings: damaged tars, and images without a valid header.
     """
 
-    num_samples: int
+    num_members: int
     num_images: int
-    num_bytes: int
+    left_out: Counter[str]
     findings: list[Finding]
 
 
-def audit_tars(store: ObjectStore, names: Sequence[str], *, decode: bool = False) -> Tars:
-    """Index the tars `names` as a loader would, and read the header of every image.
+def audit_tars(store: SourceStore, names: Sequence[str], *, decode: bool = False) -> Tars:
+    """Read every header of the tars `names`, and that of every image in them.
 
     Args:
         decode: decode every image as well.
     """
-    counts: dict[str, tuple[int, int, int]] = {}
+    told: dict[str, Tars] = {}
 
     def audit(name: str) -> list[Finding]:
-        where = f"{store.url}/{name}"
-        try:
-            data = _bytes_of(store, name, where)
-            entries = index_tar(data, where)
-        except DataError as error:
-            counts[name] = (0, 0, 0)
-            return [Finding(name, str(error), AS_SOURCE)]
-        images = [(entry, _image_of(entry)) for entry in entries]
-        counts[name] = (len(entries), sum(ext is not None for _, ext in images), len(data))
-        return shortened(_damaged(data, images, name, decode), name, AS_SOURCE)
+        told[name] = _audit_tar(store, name, decode)
+        return told[name].findings
 
     findings = audit_each(names, audit, store)
-    samples, num_images, num_bytes = (sum(column) for column in zip(*counts.values(), strict=True))
-    return Tars(samples, num_images, num_bytes, findings)
+    members = sum(one.num_members for one in told.values())
+    images = sum(one.num_images for one in told.values())
+    left_out = sum((one.left_out for one in told.values()), Counter[str]())
+    return Tars(members, images, left_out, findings)
 
 
-def _bytes_of(store: ObjectStore, name: str, where: str) -> Buffer:
-    size = store.size(name)
-    if size > MAX_SHARD_BYTES:
-        raise DataError(f"shard {where!r} has {size} bytes: accepted are {MAX_SHARD_BYTES}")
-    return map_file(store.path(name), where) if isinstance(store, LocalStore) else store.get(name)
+def _audit_tar(store: SourceStore, name: str, decode: bool) -> Tars:
+    members = num_images = 0
+    left_out, findings = Counter[str](), list[Finding]()
+    try:
+        tar = open_whole(store, name)
+        for member in tar_members(tar, f"{store.url}/{name}", left_out):
+            members += 1
+            if member.name.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS:
+                continue
+            num_images += 1
+            problem = _problem(tar, member, decode)
+            if problem:
+                findings.append(Finding(f"{name}#{member.name}", problem, MEND_IMAGE))
+    except DataError as error:
+        findings.append(Finding(name, str(error), MEND_TAR))
+    return Tars(members, num_images, left_out, shortened(findings, name))
 
 
-def _image_of(entry: Entry) -> str | None:
-    return next((ext for ext in entry.members if ext.lower() in IMAGE_EXTENSIONS), None)
-
-
-def _damaged(
-    data: Buffer, images: Sequence[tuple[Entry, str | None]], name: str, decode: bool
-) -> list[Finding]:
-    findings = []
-    limit = Data.model_fields["max_pixels"].default
-    for entry, extension in images:
-        if extension is None:
-            continue
-        offset, size = entry.members[extension]
-        encoded = data[offset : offset + size]
-        try:
-            read_header(encoded)
-            if decode:
-                decode_rgb(encoded, limit)
-        except DataError as error:
-            findings.append(Finding(f"{name}#{entry.key}", str(error), AS_SOURCE))
-    return findings
+def _problem(tar: OpenFile, member: Member, decode: bool) -> str:
+    if member.size > MAX_MEMBER_BYTES:
+        return f"image has {member.size} bytes, accepted are {MAX_MEMBER_BYTES}"
+    try:
+        data = tar.read(member.offset, member.size)
+        if decode:
+            decode_rgb(data, Data.model_fields["max_pixels"].default)
+        else:
+            read_header(data)
+    except DataError as error:
+        return str(error)
+    return ""

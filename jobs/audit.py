@@ -13,7 +13,7 @@ from data_tools.feature_cache import HEADER
 from data_tools.ingest import SCAN_FOLDER
 from data_tools.manifest import MANIFEST, load_manifest
 from data_tools.shard_writer import BUILD
-from data_tools.storage import ObjectStore, open_store
+from data_tools.storage import SourceStore, open_store
 from data_tools.tar_audit import audit_tars
 from data_tools.target_audit import audit_targets
 from dpal.base.errors import EXIT_DONE, DataError
@@ -108,21 +108,21 @@ def _audit(
     return _audit_tars(folder, store, below, decode)
 
 
-def _audit_tars(folder: str, store: ObjectStore, below: list[str], decode: bool) -> Audited:
+def _audit_tars(folder: str, store: SourceStore, below: list[str], decode: bool) -> Audited:
     tars = sorted(name for name in below if name.endswith(".tar") and "/" not in name)
     found = audit_tars(store, tars, decode=decode)
     findings = found.findings
     if BUILD in below or any(name.startswith(f"{SCAN_FOLDER}/") for name in below):
         problem = "sharding was begun and has not published its manifest"
         findings = [Finding(MANIFEST, problem, "run `dpal shard` again"), *findings]
-    detail = (
-        f"{len(tars)} tars with {found.num_samples} samples, {found.num_images} of them images; "
-        "`dpal shard` reads the folder as data.images"
-    )
+    detail = f"{len(tars)} tars with {found.num_images} images in {found.num_members} files"
+    for reason, count in sorted(found.left_out.items()):
+        detail += f", {count} passed over ({reason})"
+    detail += "; `dpal shard` reads them as data.images"
     return Audited(folder, "tars without a manifest", detail, tuple(findings))
 
 
-def _size_of(store: ObjectStore) -> str:
+def _size_of(store: SourceStore) -> str:
     try:
         manifest = load_manifest(store)
     except DataError:

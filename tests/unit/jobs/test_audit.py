@@ -109,8 +109,8 @@ def test_tars_of_another_program_are_said_to_be_such(
     write_tar(tmp_path / "text" / "t.tar", ("a.txt", b"no image"))
     assert run_audit(str(tmp_path), Storage()) == EXIT_DONE
     told = capsys.readouterr().out
-    assert "tars without a manifest, 3 tars with 12 samples, 12 of them images" in told
-    assert "text: tars without a manifest, 1 tars with 1 samples, 0 of them images" in told
+    assert "tars without a manifest, 3 tars with 12 images in 24 files;" in told
+    assert "text: tars without a manifest, 1 tars with 0 images in 1 files" in told
 
 
 def test_damage_in_foreign_tars_is_found(
@@ -126,8 +126,26 @@ def test_damage_in_foreign_tars_is_found(
     assert main(["audit", str(tmp_path), "--json"]) == EXIT_DATA
     (told,) = json.loads(capsys.readouterr().out)["data_sets"]
     names = [finding["name"] for finding in told["findings"]]
-    assert names == ["climbs.tar", "cut.tar", "empty.tar", "image.tar#b"]
-    assert all("data.images" in finding["mend"] for finding in told["findings"])
+    assert names == ["cut.tar", "empty.tar", "image.tar#b.jpg"]
+    assert all(finding["mend"] for finding in told["findings"])
+    assert "1 passed over (name that is no relative path)" in told["detail"]
+
+
+def test_names_that_are_no_text_or_steer_a_terminal_are_escaped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("a\x1b[2J.jpg", "b\udcff.jpg", "c\n.jpg")):
+        path = tmp_path / f"{number}.tar"
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"GIF"))
+    assert main(["audit", str(tmp_path)]) == EXIT_DATA
+    lines = capsys.readouterr().out.encode("ascii").splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(b"0.tar#a\\x1b[2J.jpg: ")
+    assert main(["audit", str(tmp_path), "--json"]) == EXIT_DATA
+    json.loads(capsys.readouterr().out)
 
 
 def test_undecodable_images_are_found_when_asked_for(tmp_path: Path) -> None:
