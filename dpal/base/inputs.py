@@ -163,7 +163,8 @@ class Data(Section):
                 )
         if self.persons == "scenes" and self.margin != defaults["margin"].default:
             raise ValueError("data.margin has no effect with data.persons=scenes: nothing is cut")
-        if self.names != "plain" and (all(lists) or sources == ("synthetic",)):
+        nameless = all(source.lower().endswith((*_LISTS, ".tar", ".mdb")) for source in sources)
+        if self.names != "plain" and (nameless or sources == ("synthetic",)):
             raise ValueError(
                 f"data.names={self.names} has no effect unless data.images names a folder"
             )

@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,22 @@ def test_an_lmdb_environment_gives_its_values_with_video_and_identity(tmp_path: 
         assert item.size == len(values[item.name.encode()])
     with pytest.raises(DataError, match="has no key 'nobody'"):
         source.read("nobody")
+
+
+@pytest.mark.parametrize("kind", ["tars", "lmdb"])
+def test_many_threads_read_while_items_are_listed(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("lmdb")
+    values = {f"{number:03}": jpeg(number, (8, 8)) for number in range(120)}
+    if kind == "lmdb":
+        write_lmdb(tmp_path / kind, {name.encode(): value for name, value in values.items()})
+    for tar in range(5 * (kind == "tars")):
+        members = {f"{name}.jpg": values[name] for name in values if int(name) % 5 == tar}
+        write_tar(tmp_path / kind / f"{tar}.tar", members)
+    source = opened(tmp_path / kind)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [(item, pool.submit(source.read, item.picture)) for item in source.items()]
+        read = {item.name[-7:].removesuffix(".jpg")[-3:]: one.result() for item, one in asked}
+    assert read == values
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -91,8 +91,12 @@ def test_keys_of_annotations_are_refused_for_folders(
         opened("folder", **keys)
 
 
-def test_names_are_refused_for_lists_and_a_margin_for_scenes() -> None:
+@pytest.mark.parametrize("source", ["list.csv", "persons.json", "0.tar", "data.mdb", "synthetic"])
+def test_names_are_refused_where_no_name_is_read(source: str) -> None:
     with pytest.raises(ValueError, match=r"data\.names=market1501 has no effect"):
-        opened("list.csv", names="market1501")
+        opened(source, names="market1501")
+
+
+def test_a_margin_is_refused_for_scenes() -> None:
     with pytest.raises(ValueError, match=r"data\.margin has no effect with data\.persons=scenes"):
         opened("coco.json", persons="scenes", margin=0.3)
