@@ -1,6 +1,7 @@
 """Stage `shard`: person images, backgrounds and scenes to WebDataset shards with a manifest."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -207,10 +208,11 @@ def _write(
             return b""  # no longer the picture that was surveyed: refused by its key
 
     num_samples = ledger.num_samples(target.part)
+    rejected = Counter(dict(ledger.counts)) + _left_out(opened)
     what = ShardSet(
         prefix,
         -(-num_samples // data.samples_per_shard),
-        ledger.counts if target.part == TRAIN else (),
+        tuple(sorted(rejected.items())) if target.part == TRAIN else (),
         fingerprint,
         {"boxes": []} if prefix == SCENES else {},
     )
@@ -222,6 +224,15 @@ def _write(
         read,
         num_writers=num_writers([target.store.url, *(source.url for source in opened)]),
     )
+
+
+def _left_out(opened: Sequence[Source]) -> Counter[str]:
+    """What adapters passed over by their own rules (junk, crowds), which never became an item."""
+    counts: Counter[str] = Counter()
+    for source in opened:
+        for reason, count in getattr(source, "left_out", {}).items():
+            counts[f"left out: {reason}"] += count
+    return counts
 
 
 def _num_persons(ledger: Ledger) -> int:

@@ -280,3 +280,16 @@ def test_spooled_or_made_again_a_crop_has_the_same_bytes(
         again = build_shards([str(table)], str(tmp_path / f"limit-{limit}"), data, Storage())
         assert again == first
         assert len(decodes) == expected if expected else 6 < len(decodes) < 18
+
+
+def test_what_a_source_passes_over_is_counted_in_the_manifest(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    names = ["0002_c1s1_000451_03", "0003_c1s1_000451_03", "-1_c1s1_000401_03", "-1_c2s1_000401_03"]
+    for seed, name in enumerate(names):
+        (folder / f"{name}.jpg").write_bytes(encoded(smooth(60, 40, seed), "JPEG"))
+    data = Data(images=("unused",), names="market1501")
+    manifest = build_shards([str(folder)], str(tmp_path / "out"), data, Storage())
+    assert manifest.num_samples == 2
+    ((reason, count),) = manifest.rejected
+    assert (reason.startswith("left out: "), count) == (True, 2)
