@@ -187,6 +187,32 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    words = tuple(arguments.overrides)
+    if arguments.measure:
+        from jobs.plan_measure import measure_file
+
+        print(f"rates: {measure_file(arguments.recipe, words, Path(arguments.measure))}")
+        return EXIT_DONE
+    from jobs.plan import plan, write_json
+    from jobs.plan_workload import Size
+
+    size = Size(arguments.images, arguments.students, arguments.epochs, arguments.devices)
+    planned = plan(arguments.recipe, words, arguments.rates, size)
+    print(planned.text())
+    if arguments.json:
+        write_json(Path(arguments.json), planned)
+    return EXIT_DONE
+
+
+def _count(text: str) -> int:
+    """A whole number, also as 1e9; argparse says so if it is none."""
+    number = float(text)
+    if number != int(number):
+        raise ValueError(text)
+    return int(number)
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     print(explain(arguments.key))
     return EXIT_DONE
@@ -272,6 +298,17 @@ def _parser() -> argparse.ArgumentParser:
     inspect = verb("inspect", _inspect, "what a weights file is, and which teacher it fits")
     inspect.add_argument("weights", help="a .safetensors, torch or .onnx file")
     inspect.add_argument("other", nargs="?", help="a second file, to compare the last block with")
+    plan = verb("plan", _plan, "bytes, hours, cost and bottleneck at any size")
+    plan.add_argument("recipe", help="recipe file")
+    plan.add_argument("--images", type=_count, help="images (default: those that there are)")
+    plan.add_argument("--students", type=_count, default=1, help="runs on one cache (default 1)")
+    plan.add_argument("--epochs", type=float, help="default: train.duration")
+    plan.add_argument("--devices", type=_count, help="default: those of one node")
+    what = plan.add_mutually_exclusive_group(required=True)
+    what.add_argument("--rates", help="rates file; its numbers as rates.<key>=<value>")
+    what.add_argument("--measure", metavar="FILE", help="measure this machine, write a rates file")
+    plan.add_argument("--json", metavar="FILE", help="write the plan for machines too")
+    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of recipe or rates")
     verb("explain", _explain, "what a recipe key means").add_argument("key")
     return parser
 
