@@ -7,6 +7,7 @@ refused before a decoder allocates anything.
 import io
 import re
 import struct
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import simplejpeg
@@ -29,6 +30,14 @@ _APP1, _SOS, _EOI = 0xE1, 0xDA, 0xD9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers; the rest are tables
 _BARE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 _SCAN_START = re.compile(b"\xff\xda")
+_SEGMENT, _FRAME = struct.Struct(">BBH"), struct.Struct(">HBHHB")
+# JFIF headers and tables of the usual lengths, skipped at once: quantisation tables for one or two
+# components, and the Huffman tables of T.81 annex K, alone or together.
+_COMMON = re.compile(
+    rb"(?:\xff\xe0\0\x10.{14}|\xff\xdb\0\x43.{65}|\xff\xdb\0\x84.{130}"
+    rb"|\xff\xc4\0\x1f.{29}|\xff\xc4\0\xb5.{179}|\xff\xc4\x01\xa2.{416})*",
+    re.DOTALL,
+)
 
 
 class ImageHeader(NamedTuple):
@@ -87,28 +96,33 @@ def _read_png(data: bytes) -> ImageHeader:
 
 
 def _read_jpeg(data: bytes) -> ImageHeader:
-    exif = xmp = -1
+    """Walk from segment to segment to the first scan, and read the frame on the way."""
+    exif = xmp = frame = -1
     position = 2
     for _segment in range(MAX_SEGMENTS):
-        if data[position] != 0xFF:
+        position = _end_of_common(data, position)
+        mark, code, length = _SEGMENT.unpack_from(data, position)
+        if mark != 0xFF:
             break
-        code = data[position + 1]
-        if code == 0xFF or code in _BARE:  # a fill byte, or a marker alone
-            position += 1 if code == 0xFF else 2
-            continue
+        if code == _SOS:
+            return _read_frame(data, frame, data[position + 4], _orientation(data, exif, xmp))
         if code in _FRAMES:
-            return _read_frame(data, position, _orientation(data, exif, xmp))
-        if code in (_SOS, _EOI):
-            raise ValueError("no frame")
-        if code == _APP1:
+            if frame >= 0:
+                raise ValueError("two frames")
+            frame = position
+        elif code == 0xFF or code in _BARE:  # a fill byte, or a marker alone
+            length = -1 if code == 0xFF else 0
+        elif code == _APP1:
             if exif < 0 and data.startswith(_EXIF, position + 4):
                 exif = position
             elif xmp < 0 and data.startswith(_XMP, position + 4):
                 xmp = position
-        position += 2 + (data[position + 2] << 8) + data[position + 3]
+        elif code == _EOI:
+            raise ValueError("no scan")
+        position += 2 + length
     else:
         raise DataError(
-            f"image is not decodable: more than {MAX_SEGMENTS} segments precede its frame header"
+            f"image is not decodable: more than {MAX_SEGMENTS} segments precede its first scan"
         )
     # Bytes between segments: libjpeg skips them, so it finds the size; orientation is given up.
     height, width, _colours, _sampling = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -117,21 +131,31 @@ def _read_jpeg(data: bytes) -> ImageHeader:
     return header
 
 
-def _read_frame(data: bytes, position: int, orientation: int) -> ImageHeader:
-    """Size and coding from the frame header at `position`."""
+def _end_of_common(data: bytes, position: int) -> int:
+    found = _COMMON.match(data, position)
+    return found.end() if found is not None else position
+
+
+def _read_frame(data: bytes, position: int, in_scan: int, orientation: int) -> ImageHeader:
+    """Size and coding from the frame header at `position` (-1: there is none).
+
+    Args:
+        in_scan: how many components the first scan holds.
+    """
+    if position < 0:
+        raise ValueError("no frame")
     code = data[position + 1]
-    length, bits, height, width, components = struct.unpack_from(">HBHHB", data, position + 2)
+    length, bits, height, width, components = _FRAME.unpack_from(data, position + 2)
     if not 1 <= components <= 4 or length != 8 + 3 * components:
         raise DataError(
             f"image is not decodable: its header announces {components} colour components, "
             "accepted are 1 to 4"
         )
-    _positive(height, width)
+    if not height or not width:
+        raise ValueError("empty")
     mcu = None
-    plain = code in (0xC0, 0xC1) and bits == 8 and components in (1, 3)
-    if plain and _first_scan(data, position + 2 + length) == components:
-        factors = data[position + 11 : position + 11 + 3 * components : 3]
-        mcu = (8 * max(f & 15 for f in factors), 8 * max(f >> 4 for f in factors))
+    if code in (0xC0, 0xC1) and bits == 8 and components in (1, 3) and in_scan == components:
+        mcu = _mcu(data[position + 11 : position + 11 + 3 * components : 3])
     if orientation in SWAPPED:
         height, width = width, height
     header = ImageHeader("jpg", height, width, orientation, mcu)
@@ -140,16 +164,10 @@ def _read_frame(data: bytes, position: int, orientation: int) -> ImageHeader:
     return header
 
 
-def _first_scan(data: bytes, position: int) -> int:
-    """How many components the first scan has; 0 if it does not follow the segments."""
-    for _segment in range(MAX_SEGMENTS):
-        if data[position] != 0xFF:
-            break
-        code = data[position + 1]
-        if code == _SOS:
-            return data[position + 4]
-        position += 2 + (data[position + 2] << 8) + data[position + 3]
-    return 0
+@lru_cache(maxsize=64)
+def _mcu(factors: bytes) -> tuple[int, int]:
+    """Height and width of a coded unit; a factor is horizontal << 4 | vertical."""
+    return 8 * max(factor & 15 for factor in factors), 8 * max(factor >> 4 for factor in factors)
 
 
 def _require_few_scans(data: bytes, header: ImageHeader) -> None:
