@@ -112,7 +112,7 @@ def race(course: Course, workers: int, rounds: int, scratch: Path) -> list[Entry
     try:
         for entry in entries:
             with _or_out(entry):
-                place = scratch / secrets.token_hex(4)
+                place = scratch / secrets.token_hex(2)
                 entry.process = course.start(entry.name, workers, place)
                 entry.version = entry.process.tell("open")["version"]
                 if entry.name != SCAN:
@@ -256,7 +256,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, list[Entry]]:
     def go(course: Course, where: str) -> None:
         for workers in arguments.workers:
             title = f"{where}, {workers} workers"
-            races[title] = race(course, workers, arguments.rounds, folder / secrets.token_hex(4))
+            races[title] = race(course, workers, arguments.rounds, folder / secrets.token_hex(2))
             report(title, races[title], truth)
 
     if "local" in arguments.stores:

@@ -61,12 +61,15 @@ class Contestant:
         task_file = log.with_suffix(".json")
         task_file.write_text(json.dumps(task))
         mark, value = self._mark.split("=")
+        temporary = log.parent / "tmp"  # some libraries keep, and sweep, names of their own there
+        temporary.mkdir()
+        own = {mark: value, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
         self._process = subprocess.Popen(
             [python, here / "peers" / "serve.py", name, task_file],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("wb"),
-            env={**os.environ, mark: value, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)},
+            env={**os.environ, **own, "PYTHONPATH": str(here.parent)},
             start_new_session=True,
         )
 

@@ -1,6 +1,6 @@
 """Ours: the training loader, with a renderer that takes whole images and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from data_tools.sample import Sample
 from data_tools.skips import SkipList
 from data_tools.storage import open_store
 from dpal.base.inputs import Storage
+from dpal.base.recipe import Train
 
 DISTRIBUTION = "dpal"
-SETTINGS = "lanes 64, window 4, `workers` decoding threads, prefetch 2; every shard verified"
+SETTINGS = "a recipe's lanes and window, `workers` decoding threads, prefetch 2, shards verified"
 CACHES = True
-LANES, WINDOW, PREFETCH = 64, 4, 2
-CACHE_BYTES = 1 << 34
+LANES, WINDOW = (Train.model_fields[name].default for name in ("lanes", "window"))
+PREFETCH = 2
+CACHE_BYTES, MAX_PIXELS = 1 << 34, 1 << 24
 
 
 class WholeImages:
@@ -57,32 +59,42 @@ class WholeBatch:
 
 def open_epochs(task: Task) -> Epoch:
     """A new loader for every epoch: opening and verifying shards belongs to it."""
-    storage = Storage()
-    if task.remote:
-        storage = Storage(endpoint_url=task.endpoint, key=task.key, secret=task.secret)
-    store = open_store(f"s3://{task.bucket}" if task.remote else task.folder, storage)
-    manifest = load_manifest(store)
-    sizes = tuple(ref.num_samples for ref in manifest.shards)
+    begin_at = open_loader(task)
     steps, rest = divmod(task.images, task.batch)
     if rest:
         raise ValueError(f"{task.images} images are not a multiple of batches of {task.batch}")
 
     def epoch(number: int) -> Iterator[np.ndarray]:
-        scratch = Path(task.scratch)
+        batches = begin_at(number * steps)
+        yield from islice(batches, steps)
+        batches.close()
+
+    return epoch
+
+
+def open_loader(task: Task) -> Callable[[int], Generator[np.ndarray]]:
+    """A function from a step to the endless batches of a new loader that begins there."""
+    storage = Storage()
+    if task.remote:
+        storage = Storage(endpoint_url=task.endpoint, key=task.key, secret=task.secret)
+    url = f"s3://{task.bucket}" if task.remote else task.folder
+    manifest = load_manifest(open_store(url, storage))
+    sizes = tuple(ref.num_samples for ref in manifest.shards)
+    scratch = Path(task.scratch)
+
+    def begin_at(step: int) -> Generator[np.ndarray]:
         loader = Loader(
-            store,
+            open_store(url, storage),  # a new one, which has verified nothing yet
             manifest,
             Order(task.seed, sizes, global_batch=task.batch, lanes=LANES, window=WINDOW),
             WholeImages(task, PREFETCH + 2),
             Slice(task.batch, task.batch, 0, 1),
             skips=SkipList(0, scratch / "skipped.jsonl"),
-            max_pixels=1 << 24,
+            max_pixels=MAX_PIXELS,
             threads=task.workers,
             prefetch=PREFETCH,
             copies=LocalCache(scratch / "copies", CACHE_BYTES) if task.remote else None,
         )
-        batches = loader.batches(number * steps)
-        yield from islice(batches, steps)
-        batches.close()
+        return loader.batches(step)
 
-    return epoch
+    return begin_at
