@@ -6,6 +6,8 @@ Legend: m persons, k keypoints of one.
 from collections.abc import Mapping
 from typing import Any
 
+from dpal.base.errors import DataError
+
 BOXES = ("boxes", "visible_boxes", "head_boxes")
 PLACED = (*BOXES, "keypoints", "masks")
 
@@ -31,6 +33,40 @@ def moved(
     if "masks" in told:
         told["masks"] = [_mask(mask, left, top) for mask in told["masks"]]
     return told
+
+
+def require_placed(facts: Mapping[str, Any], where: str) -> None:
+    """Raise DataError, naming the fact, when one with a place in the picture has another form."""
+    for name in PLACED:
+        told = facts.get(name, [])
+        form = _is_box if name in BOXES else _is_keypoints if name == "keypoints" else _is_mask
+        if not isinstance(told, list) or not all(one is None or form(one) for one in told):
+            raise DataError(
+                f"{where}: {name} {str(told)[:60]!r} cannot be understood: accepted is a list with "
+                "a box, [[x, y, visible], ...], polygons or RLE for each person"
+            )
+    if not isinstance(facts.get("persons", []), list):
+        raise DataError(f"{where}: persons is no list with what is told of each person")
+
+
+def _is_box(told: Any) -> bool:
+    return _are_numbers(told) and len(told) == 4
+
+
+def _is_keypoints(told: Any) -> bool:
+    return isinstance(told, list) and all(_are_numbers(point) and len(point) == 3 for point in told)
+
+
+def _is_mask(told: Any) -> bool:
+    if isinstance(told, dict):
+        return _are_numbers(told.get("size")) and _are_numbers(told.get("offset", [0, 0]))
+    return isinstance(told, list) and all(
+        _are_numbers(polygon) and len(polygon) % 2 == 0 for polygon in told
+    )
+
+
+def _are_numbers(told: Any) -> bool:
+    return isinstance(told, list) and all(type(number) in (int, float) for number in told)
 
 
 def _box(

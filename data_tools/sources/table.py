@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_tools.person_facts import PLACED, require_placed
 from data_tools.sources.persons import Row
 from data_tools.sources.text import StoredFile, corners, open_text
 from data_tools.storage import SourceStore
@@ -65,21 +66,25 @@ def below(file: str, root: str, place: str) -> str:
 def _check_columns(names: Sequence[str], where: str, need_boxes: bool) -> None:
     sides = [side for side in BOX if side in names]
     unique = len({_CALLED.get(name, name) for name in names}) == len(names)
-    if FILE in names and unique and len(sides) in ((4,) if need_boxes else (0, 4)):
+    told = not {"boxes", "persons"}.isdisjoint(names)  # by the rows themselves
+    if FILE in names and unique and not told and len(sides) in ((4,) if need_boxes else (0, 4)):
         return
     raise DataError(
         f"{where!r} begins with the columns {list(names)}: accepted are {FILE},{','.join(BOX)}"
         + (" and others" if need_boxes else f", or {FILE}, and others")
-        + ", each once"
+        + ", each once, but not boxes or persons"
     )
 
 
 def _facts(cells: Mapping[str, Any], place: str) -> dict[str, Any]:
-    return {
+    facts = {
         _CALLED.get(name, name): _fact(cell, f"{place}: {name}")
         for name, cell in cells.items()
         if name not in (FILE, *BOX) and cell not in (None, "") and cell == cell
     }
+    if not facts.keys().isdisjoint(PLACED):
+        require_placed({name: [facts[name]] for name in PLACED if name in facts}, place)
+    return facts
 
 
 def _fact(cell: Any, where: str) -> Any:

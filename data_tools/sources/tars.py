@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from sqlite3 import Connection
 from typing import Any
 
+from data_tools.person_facts import require_placed
 from data_tools.source import Item
 from data_tools.sources.catalogue import TAR_NAME, Catalogue, scratch, stat_of, to_key, to_name
 from data_tools.sources.persons import tagged
@@ -144,6 +145,7 @@ def _facts(database: Connection, key: bytes, tar: OpenFile, where: str) -> dict[
                 f"tar {where!r}: member {to_name(name)!r} cannot be understood ({error}): "
                 "accepted is UTF-8 text, and in a .json standard JSON"
             ) from None
+    require_placed(facts, f"tar {where!r}, beside {to_name(key)!r}")
     return facts
 
 

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -202,6 +203,27 @@ def test_a_damaged_tar_is_told_by_its_name(tmp_path: Path, contents: bytes, sent
 def test_a_damaged_text_beside_a_picture_is_told_by_its_name(tmp_path: Path, text: bytes) -> None:
     tar = write_tar(tmp_path / "t.tar", {"a.jpg": ONE, "a.json": text})
     with pytest.raises(DataError, match=r"t\.tar': member 'a\.json' cannot be understood"):
+        items_of(tar)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({"boxes": "none"}, {"boxes": [[1, 2, 3]]}, {"boxes": [["1", 2, 3, 4]]}, {"boxes": None}),
+        *({"keypoints": [[1, 2, 3]]}, {"keypoints": {"a": 1}}, {"keypoints": [[[True, 1, 1]]]}),
+        *(
+            {"masks": [[[1, 2, 3]]]},
+            {"masks": [{"counts": 3}]},
+            {"head_boxes": [7]},
+            {"persons": 3},
+        ),
+    ],
+    ids=str,
+)
+def test_places_that_cannot_be_understood_are_told(tmp_path: Path, told: dict[str, Any]) -> None:
+    contents = json.dumps(told).encode()
+    tar = write_tar(tmp_path / "t.tar", {"a.jpg": ONE, "a.json": contents})
+    with pytest.raises(DataError, match=rf"t\.tar', beside 'a': {min(told)} "):
         items_of(tar)
 
 

@@ -93,6 +93,9 @@ def test_a_parquets_types_become_json(tmp_path: Path) -> None:
     columns = {"file": ["a.jpg"], "age": [31], "tags": [["x", "y"]], "day": [day], "no": [None]}
     (item,) = items_of(write_parquet(tmp_path / "t.parquet", columns))
     assert item.facts == {"age": 31, "tags": ["x", "y"], "day": "2024-02-29"}
+    points = {"file": ["a.jpg"], "keypoints": [[[1.0, 2.0, 2.0]]]}
+    (item,) = items_of(write_parquet(tmp_path / "t.parquet", points))
+    assert item.facts == {"keypoints": [[[1, 2, 2]]]}
     bytes_column = {"file": ["a.jpg"], "raw": [b"\x00"]}
     with pytest.raises(DataError, match=r"t\.parquet, row 1: raw holds bytes"):
         items_of(write_parquet(tmp_path / "t.parquet", bytes_column))
@@ -154,6 +157,8 @@ def test_the_version_follows_picture_and_facts(tmp_path: Path) -> None:
         ("name\na.jpg\n", r"begins with the columns \['name'\]: accepted are file"),
         ("file,left\na.jpg,1\n", "accepted are file,left,top,right,bottom"),
         ("file,x,x\na.jpg,1,2\n", "each once"),
+        ("file,boxes\na.jpg,1\n", "but not boxes or persons"),
+        ("file,keypoints\na.jpg,1\n", r"t\.csv:2: keypoints .* cannot be understood"),
         ("file\n../a.jpg\n", r"t\.csv:2: file '\.\./a\.jpg' is not below"),
         ("file\n/etc/passwd\n", r"t\.csv:2: file '/etc/passwd' is not below"),
         ("file\ns3://b/a.jpg\n", "is not below"),
