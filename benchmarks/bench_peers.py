@@ -1,7 +1,7 @@
 """The training loader against other loaders: same images, same decoder, whole shuffled epochs.
 
     make bench-loader                                        (installs the peers on their own)
-    python benchmarks/bench_peers.py --peers-python PYTHON [--images 16000] [--rounds 5]
+    python benchmarks/bench_peers.py --peers-python PYTHON [--images 6400] [--rounds 3]
 
 Every contestant runs in a process of its own and takes turns with the others, epoch by epoch.
 Before that an epoch is checked: each image exactly once, every pixel as simplejpeg decodes it.
@@ -52,6 +52,7 @@ class Entry:
     laps: list[Lap] = field(default_factory=list)
     whole: bool | None = None
     version: str = ""
+    settings: str = ""
     error: str = ""
 
     def median(self, of: str) -> float:
@@ -114,7 +115,8 @@ def race(course: Course, workers: int, rounds: int, scratch: Path) -> list[Entry
             with _or_out(entry):
                 place = scratch / secrets.token_hex(2)
                 entry.process = course.start(entry.name, workers, place)
-                entry.version = entry.process.tell("open")["version"]
+                opened = entry.process.tell("open")
+                entry.version, entry.settings = opened["version"], opened["settings"]
                 if entry.name != SCAN:
                     sums = entry.process.tell("check", number=0)["sums"]
                     entry.whole = pixels_digest(sums) == course.truth.pixels
@@ -172,6 +174,15 @@ def report(title: str, entries: list[Entry], truth: Truth) -> None:
     for entry in entries:
         if entry.error:
             print(f"{entry.name}: out, {entry.error}")
+
+
+def settings(races: dict[str, list[Entry]]) -> None:
+    """Print how every contestant was set up."""
+    found = {e.name: e for entries in races.values() for e in entries if e.settings}
+    rows = [(f"{name} {e.version}".strip(), e.settings) for name, e in found.items()]
+    print(f"\nsettings; shuffled as each does it, batches of {BATCH}")
+    for name, words in rows:
+        print(f"{name}: {words}")
 
 
 def convert(course: Course, scratch: Path) -> None:
@@ -271,7 +282,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, list[Entry]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peers-python", help="interpreter with benchmarks/peers/requirements.txt")
-    parser.add_argument("--images", type=int, default=16_000)
+    parser.add_argument("--images", type=int, default=6400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--stores", nargs="+", choices=("local", "s3"), default=["local", "s3"])
@@ -283,6 +294,7 @@ def main() -> None:
         arguments.images, arguments.rounds, arguments.workers = 640, 1, [1]
     with tempfile.TemporaryDirectory() as folder:
         races = run(arguments, Path(folder))
+    settings(races)
     summary(races)
     if arguments.out:
         laps = {

@@ -32,7 +32,7 @@ class Lap:
     Attributes:
         images: delivered.
         num_bytes: of what was delivered.
-        wall: seconds from the first request for a batch to the end.
+        wall: seconds from the first request for a batch until the last batch is there.
         cpu: seconds of all its processes in that time, until they are idle.
         first: seconds to the first batch.
     """

@@ -51,7 +51,11 @@ class Contestant:
         self.batches = self.module.open_epochs(self.task)
         seconds = time.perf_counter() - begin
         distribution = self.module.DISTRIBUTION
-        return {"version": version(distribution) if distribution else "", "seconds": seconds}
+        return {
+            "version": version(distribution) if distribution else "",
+            "settings": self.module.SETTINGS,
+            "seconds": seconds,
+        }
 
     def check(self, number: int) -> dict[str, Any]:
         """Every image of an epoch as the CRC-32 of its pixels."""
@@ -61,16 +65,15 @@ class Contestant:
         return {"sums": sums}
 
     def epoch(self, number: int) -> dict[str, Any]:
-        """Images, bytes, wall seconds, and seconds to the first batch of an epoch."""
+        """Images, bytes, seconds until the first and until the last batch of an epoch is there."""
         images = num_bytes = 0
-        first = 0.0
+        first = wall = 0.0
         begin = time.perf_counter()
         for batch in self._batches(number):
-            if not images:
-                first = time.perf_counter() - begin
+            wall = time.perf_counter() - begin
+            first = first or wall
             images += len(batch)
             num_bytes += batch.nbytes if isinstance(batch, np.ndarray) else sum(map(len, batch))
-        wall = time.perf_counter() - begin
         return {"images": images, "bytes": num_bytes, "wall": wall, "first": first}
 
     def _batches(self, number: int) -> Iterable[Any]:
