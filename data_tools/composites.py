@@ -39,6 +39,18 @@ class Neighbours(NamedTuple):
     read: Callable[[int], tuple[str, Pixels]]
 
 
+class Pair(NamedTuple):
+    """A composite of two persons, before it is rendered.
+
+    Attributes:
+        spec: how it is put together.
+        partner: pixels of the image that `spec.partner` names; None: both are of the same image.
+    """
+
+    spec: CompositeSpec
+    partner: Pixels | None
+
+
 class DrawnComposite(NamedTuple):
     """A composite and how it was put together."""
 
@@ -75,23 +87,40 @@ class Composer:
             DataError: a shard of a single image has no second person, or a spec of a cache does
                 not fit these images.
         """
-        kind = self.plan.views.composite
-        if kind == "scenes":
+        if self.plan.views.composite == "scenes":
             return self._scene(key, index, stored)
-        if kind == "same":
-            return self._pair(key, index, image, None, stored)
-        assert neighbours is not None, "composites of two images need the shard"
-        if neighbours.total < 2:
-            raise DataError(
-                f"sample {key!r} is alone in its shard, so views.composite=two finds no second "
-                "image for it; accepted is a data.samples_per_shard that leaves no shard with one"
-            )
-        row = self.plan.partner(key, index, neighbours.row, neighbours.total)
-        if isinstance(stored, CompositeSpec) and stored.partner is not None:
-            row = stored.partner
-        other, second = neighbours.read(row)
-        partner = Partner(row, other, second.shape[:2])
-        return self._pair(key, index, image, (partner, second), stored)
+        spec, partner = self.pair(key, index, image.shape[:2], neighbours, stored)
+        background = self.pool.images[spec.background]
+        return DrawnComposite(spec, render_composite(image, background, spec, self.plan, partner))
+
+    def pair(
+        self,
+        key: str,
+        index: int,
+        size: tuple[int, int],
+        neighbours: Neighbours | None,
+        stored: Spec | None = None,
+    ) -> Pair:
+        """Composite `index` of a sample, where composites show two persons.
+
+        Args:
+            size: height and width of the sample's image.
+            neighbours, stored: as in `draw`.
+
+        Raises:
+            DataError: as in `draw`.
+        """
+        partner = pixels = None
+        if self.plan.views.composite == "two":
+            assert neighbours is not None, "composites of two images need the shard"
+            row = self._partner_row(key, index, neighbours, stored)
+            other, pixels = neighbours.read(row)
+            partner = Partner(row, other, pixels.shape[:2])
+        spec = stored
+        if spec is None:
+            spec = self.plan.composite(key, index, size, self.pool.sizes, partner)
+        assert isinstance(spec, CompositeSpec), spec
+        return Pair(spec, pixels)
 
     def boxes(self, spec: Spec) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Persons in a composite that shows a scene: left, top, right, bottom [M, 4], in pixels."""
@@ -100,22 +129,17 @@ class Composer:
         boxes = self.pool.scenes.boxes[spec.scene]
         return boxes_in_view(boxes, spec.view, self.plan.composite_size)
 
-    def _pair(
-        self,
-        key: str,
-        index: int,
-        image: Pixels,
-        second: tuple[Partner, Pixels] | None,
-        stored: Spec | None,
-    ) -> DrawnComposite:
-        partner, pixels = second if second is not None else (None, None)
-        spec = stored
-        if spec is None:
-            sizes = self.pool.sizes
-            spec = self.plan.composite(key, index, image.shape[:2], sizes, partner)
-        assert isinstance(spec, CompositeSpec), spec
-        background = self.pool.images[spec.background]
-        return DrawnComposite(spec, render_composite(image, background, spec, self.plan, pixels))
+    def _partner_row(
+        self, key: str, index: int, neighbours: Neighbours, stored: Spec | None
+    ) -> int:
+        if neighbours.total < 2:
+            raise DataError(
+                f"sample {key!r} is alone in its shard, so views.composite=two finds no second "
+                "image for it; accepted is a data.samples_per_shard that leaves no shard with one"
+            )
+        if isinstance(stored, CompositeSpec) and stored.partner is not None:
+            return stored.partner
+        return self.plan.partner(key, index, neighbours.row, neighbours.total)
 
     def _scene(self, key: str, index: int, stored: Spec | None) -> DrawnComposite:
         scenes = self.pool.scenes

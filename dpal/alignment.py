@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dpal.base.recipe import Recipe
-from dpal.batch import Needs, TrainBatch
+from dpal.batch import Needs, RawBatch, TrainBatch
+from dpal.device_render import DeviceRenderer
 from dpal.dropping import kept_teachers
 from dpal.target_source import Targets, TargetSource
 from dpal.target_space import target_space
 from dpal.targets import TargetHeader
 from dpal.task import Losses, Moment, Task
+from dpal.views import ViewPlan
 
 
 class Alignment(NamedTuple):
@@ -55,6 +57,9 @@ class AlignmentTask(Task):
         super().__init__(recipe, masked=masked)
         self._sources = tuple(sources)  # a tuple, so nn.Module does not look inside
         self._teacher_drop = recipe.loss.teacher_drop
+        self._renderer: DeviceRenderer | None = None
+        if recipe.train.render == "device":
+            self._renderer = DeviceRenderer(ViewPlan(recipe.seed, recipe.views))
         self._spaces = tuple(
             target_space(recipe.loss.targets, source.header, source.covariance)
             for source in sources
@@ -82,8 +87,11 @@ class AlignmentTask(Task):
         """Compare what was seen to one teacher's targets, in the target space and raw."""
         raise NotImplementedError
 
-    def forward(self, batch: TrainBatch, moment: Moment) -> Losses:
+    def forward(self, batch: TrainBatch | RawBatch, moment: Moment) -> Losses:
         device = self.device
+        if isinstance(batch, RawBatch):
+            assert self._renderer is not None, "train.render=loader, but batches are not rendered"
+            batch = self._renderer(batch, device)
         seen = self.look(batch, moment)
         results = []
         for teacher, (source, space) in enumerate(zip(self._sources, self._spaces, strict=True)):

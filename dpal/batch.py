@@ -6,9 +6,12 @@ V = 2 + C views (base, composite, crops in that order), R bytes of a target reco
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:  # the loader's side needs no torch
+    from torch import Tensor
 
 
 class Records(NamedTuple):
@@ -62,6 +65,8 @@ class Batch(Protocol):
 class TrainBatch:
     """Views of one image each, with the targets of every teacher, as plain arrays.
 
+    The pixels are tensors on the training device where they were rendered there.
+
     Attributes:
         keys: sample keys, in the order of the rows.
         base: base views, uint8 [B, H, W, 3].
@@ -73,9 +78,9 @@ class TrainBatch:
     """
 
     keys: tuple[str, ...]
-    base: np.ndarray
-    crops: np.ndarray
-    composite: np.ndarray
+    base: "np.ndarray | Tensor"
+    crops: "np.ndarray | Tensor"
+    composite: "np.ndarray | Tensor"
     photometric: np.ndarray
     records: tuple[Records, ...]
     boxes: Boxes | None = None

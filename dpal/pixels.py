@@ -35,7 +35,7 @@ def normalise_planes(planes: Tensor, shrink: int = 1) -> Tensor:
 
 
 def student_pixels(
-    views: np.ndarray, noise: np.ndarray, shrink: int, device: torch.device
+    views: np.ndarray | Tensor, noise: np.ndarray, shrink: int, device: torch.device
 ) -> Tensor:
     """Noisy, normalised pixels, float32 [B, 3, H / shrink, W / shrink].
 
@@ -44,7 +44,7 @@ def student_pixels(
         noise: rows of `views.Photometric`, float32 [B, 6].
         shrink: see `normalise_planes`.
     """
-    planes = planes_of(torch.from_numpy(views).to(device))
+    planes = planes_of(torch.as_tensor(views).to(device))
     return normalise_planes(add_noise(planes, torch.from_numpy(noise)), shrink)
 
 

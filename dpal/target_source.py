@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dpal.batch import TrainBatch
 from dpal.model.tokens import FrozenBackbone, Tokens
@@ -77,12 +78,14 @@ class OnlineTargets:
 
     def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
         noise, composite = batch.photometric, None  # [B, V, 6]
-        if batch.composite.size:
+        if batch.composite.shape[1]:
             composite = self._tokens(batch.composite, noise[:, 1], device)
         return Targets(self._tokens(batch.base, noise[:, 0], device), composite)
 
-    def _tokens(self, views: np.ndarray, noise: np.ndarray, device: torch.device) -> Tokens:
-        pixels = torch.from_numpy(views)
+    def _tokens(
+        self, views: np.ndarray | Tensor, noise: np.ndarray, device: torch.device
+    ) -> Tokens:
+        pixels = torch.as_tensor(views)
         if self.header.definition.views.get("photometric") == "pinned":
             pixels = noisy_pixels(pixels.to(device), torch.from_numpy(noise))
         with torch.autocast(device.type, enabled=False):

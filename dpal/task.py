@@ -116,6 +116,6 @@ class Task(nn.Module):
         """Where the student is."""
         return self.student.device
 
-    def pixels(self, views: np.ndarray, noise: np.ndarray) -> Tensor:
+    def pixels(self, views: np.ndarray | Tensor, noise: np.ndarray) -> Tensor:
         """The student's input of uint8 views [B, H, W, 3] with colour noise [B, 6]."""
         return student_pixels(views, noise, self.shrink, self.device)

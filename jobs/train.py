@@ -19,6 +19,7 @@ from data_tools.loader import Loader, Slice
 from data_tools.local_cache import open_local_cache
 from data_tools.manifest import Manifest, manifest_of
 from data_tools.order import Order, num_lanes
+from data_tools.raw_samples import RawSamples
 from data_tools.saip_samples import SaipSamples
 from data_tools.sample import SampleRenderer
 from data_tools.skips import SkipList
@@ -146,7 +147,8 @@ def make_loader(
         window=spec.window,
     )
     if isinstance(task, AlignmentTask):
-        renderer: SampleRenderer = AlignedSamples(
+        samples = RawSamples if spec.render == "device" else AlignedSamples
+        renderer: SampleRenderer = samples(
             manifest,
             ViewPlan(recipe.seed, recipe.views, spec.seed),
             pool,

@@ -94,6 +94,11 @@ def _without_teacher(recipe: "Recipe") -> str:
             "train.targets=online has no effect with method.kind=saip, which has no targets; "
             "accepted is to leave it out"
         )
+    if recipe.train.render == "device":
+        return (
+            "train.render=device has no effect with method.kind=saip, whose views the loader "
+            "renders; accepted is train.render=loader"
+        )
     return ""
 
 

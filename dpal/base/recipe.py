@@ -87,6 +87,12 @@ class Train(Section):
         2, ge=0, description="decoding threads of one process; 0: decode between two steps"
     )
     prefetch: int = Field(4, ge=1, description="batches prepared ahead")
+    render: Literal["loader", "device"] = Field(
+        "loader",
+        description="who resizes images to views: the loader's threads, or the training device, "
+        "which gives the same pixels; crops of scenes (views.composite=scenes) are always the "
+        "loader's",
+    )
     lanes: int = Field(
         64,
         ge=1,
@@ -189,6 +195,7 @@ class Recipe(Section):
         """
         elastic = {"zero_stage", "processes", "checkpoint_every"}
         elastic |= {"keep_checkpoints", "log_every", "loader_threads", "prefetch", "metrics_port"}
+        elastic |= {"render"}  # the pixels are the same
         if self.loss.shape_mask != "per-batch" and self.student.family != "timm":
             elastic.add("micro_batch")  # else a mask, or a batch norm, sees one micro-batch
         learned = {"seed", "views", "method", "teacher", "more_teachers", "student"}

@@ -92,7 +92,7 @@ class DpalTask(AlignmentTask):
                 instances = Instances(*on_device)
         if self.weights.identity:
             # First crop 0 of every sample, then crop 1 ...
-            crops = np.swapaxes(batch.crops, 0, 1).reshape(-1, *batch.crops.shape[2:])
+            crops = batch.crops.swapaxes(0, 1).reshape(-1, *batch.crops.shape[2:])
             rows = np.swapaxes(noise[:, 2:], 0, 1).reshape(-1, noise.shape[2])
             with self.paths(batch.keys, moment, 2, copies=batch.crops.shape[1]):
                 close = self.student(self.pixels(crops, rows))
