@@ -213,6 +213,21 @@ def _count(text: str) -> int:
     return int(number)
 
 
+def _codecs(arguments: argparse.Namespace) -> int:
+    from jobs import codec_report
+
+    if arguments.images < 1:
+        raise ConfigError(f"--images {arguments.images}: accepted is 1 and more")
+    overrides = [word for word in arguments.words if "=" in word]
+    words = [word for word in arguments.words if "=" not in word]
+    recipe = load_recipe(arguments.recipe, (*overrides, *arguments.overrides))
+    reports = codec_report.codecs(recipe, words, arguments.images)
+    print("\n\n".join(map(codec_report.text, reports)))
+    if arguments.json:
+        codec_report.write_json(reports, Path(arguments.json))
+    return EXIT_DONE
+
+
 def _explain(arguments: argparse.Namespace) -> int:
     print(explain(arguments.key))
     return EXIT_DONE
@@ -309,6 +324,12 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--measure", metavar="FILE", help="measure this machine, write a rates file")
     plan.add_argument("--json", metavar="FILE", help="write the plan for machines too")
     plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of recipe or rates")
+    codecs = verb("codecs", _codecs, "bytes and measured error of every way to store targets")
+    codecs.add_argument("recipe", help="recipe file")
+    codecs.add_argument("words", nargs="*", metavar="CODEC", help="codecs; KEY=VALUE overrides")
+    codecs.add_argument("--images", type=int, default=256, help="images looked at (default 256)")
+    codecs.add_argument("--json", metavar="FILE", help="write the figures here too")
+    codecs.set_defaults(overrides=[])
     verb("explain", _explain, "what a recipe key means").add_argument("key")
     return parser
 
