@@ -1,0 +1,423 @@
+"""`dpal plan RECIPE --measure FILE`: how fast this machine does what a run consists of.
+
+A run in miniature in a temporary folder, by the parts that real runs are made of: a shard of a few
+images, its targets by every teacher, training steps on them. The images are the first of the
+recipe's own shards, or drawn persons where there are none. Work of one thread is timed in CPU
+seconds, which other programs do not lengthen; accelerators, several threads and the store by the
+clock.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from data_tools.backgrounds import load_backgrounds
+from data_tools.feature_cache import TargetCache, kind_of, series_of
+from data_tools.manifest import ShardRef, manifest_of
+from data_tools.shard import read_shard
+from data_tools.storage import open_store
+from data_tools.target_tar import TargetTarBuilder
+from dpal.base.config import load_recipe
+from dpal.base.errors import DataError
+from dpal.base.inputs import Data, Storage
+from dpal.base.layout import RunLayout
+from dpal.base.memory import keep_freed_memory
+from dpal.base.recipe import Recipe
+from dpal.base.teachers import TaughtTeacher
+from dpal.batch import Batch
+from dpal.engine import Engine, World
+from dpal.method.build import build_task
+from dpal.targets import decode_batch, encode_batch
+from dpal.task import Moment, Task
+from jobs import build_shards
+from jobs.cache_plan import single_teacher_recipes
+from jobs.cache_worker import ShardWorker
+from jobs.plan_rates import (
+    Loading,
+    Node,
+    Origin,
+    Rates,
+    Start,
+    Store,
+    TeacherRate,
+    write_rates,
+)
+from jobs.plan_workload import is_remote, teacher_name
+from jobs.train import make_loader, target_sources
+
+ENOUGH_S = 2.0  # a piece of work is repeated for so long, and three times at least
+STORE_BYTES, WRITTEN_BYTES = 256e6, 32e6
+CPU_IMAGES, GPU_IMAGES = 32, 256
+ALONE = World(0, 1, 0)
+
+
+class _Miniature(NamedTuple):
+    """The recipe of a run in miniature, its images, and what it runs on."""
+
+    recipe: Recipe
+    images: str
+    image_bytes: float
+    device: str
+    teacher_threads: int
+    student_threads: int
+
+
+def measure_file(recipe_path: str, words: tuple[str, ...], path: Path) -> str:
+    """Measure a recipe on this machine and write the rates; returns a line about it.
+
+    Raises:
+        ConfigError, DataError, StorageError: what a user can mend.
+    """
+    recipe = load_recipe(recipe_path, words)
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dpal-plan-") as folder:
+        rates = measure(recipe, Path(folder))
+    write_rates(path, rates)
+    return f"{path}, measured in {time.monotonic() - begin:.0f} s"
+
+
+def measure(recipe: Recipe, folder: Path) -> Rates:
+    """The rates of this machine for a recipe; everything is written into `folder`."""
+    mini = _miniature(recipe, folder)
+    threads = torch.get_num_threads()
+    keep_freed_memory()  # as training does
+    try:
+        return _measured(recipe, mini)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(recipe: Recipe, mini: _Miniature) -> Rates:
+    workers = [
+        ShardWorker(one, threads=mini.teacher_threads, device=mini.device)
+        for one in single_teacher_recipes(mini.recipe)
+        if mini.recipe.aligned_teachers
+    ]
+    caches = [_filled(worker) for worker in workers]
+    torch.set_num_threads(1)
+    loaded = _loading(mini.recipe)
+    torch.set_num_threads(mini.student_threads)
+    student, train_start = _student(mini)
+    torch.set_num_threads(mini.teacher_threads)
+    teachers = tuple(
+        _teacher(worker, teacher_name(spec), mini)
+        for worker, spec in zip(workers, mini.recipe.aligned_teachers, strict=True)
+    )
+    read, write = _records(workers[0], caches[0]) if workers else (1e9, 1e9)
+    on_cpu = mini.device == "cpu"
+    return Rates(
+        measured=_origin(recipe, mini),
+        image_bytes=mini.image_bytes,
+        student_samples_per_s=student,
+        teachers=teachers,
+        loading=Loading(
+            train_samples_per_s_core=1 / loaded,
+            cache_samples_per_s_core=1 / (_rendering(workers[0]) if workers else loaded),
+            target_read_gb_per_s_core=read / 1e9,
+            target_write_gb_per_s_core=write / 1e9,
+        ),
+        store=_store(recipe, mini),
+        node=Node(
+            devices=max(1, torch.cuda.device_count()),
+            cores=len(os.sched_getaffinity(0)),
+            teacher_cores=mini.teacher_threads if on_cpu else 0,
+            student_cores=mini.student_threads if on_cpu else 0,
+        ),
+        start=Start(train_s=train_start),
+    )
+
+
+def _miniature(recipe: Recipe, folder: Path) -> _Miniature:
+    """The recipe on a few images: one shard, targets of it, nothing of the recipe's own places."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    count = GPU_IMAGES if device == "cuda" else CPU_IMAGES
+    images = folder / "images"
+    told, mean_bytes = _write_images(recipe, images, count)
+    micro = min(recipe.train.micro_batch, count)
+    composite = "two" if recipe.views.composite == "scenes" else recipe.views.composite
+    data = Data(
+        images=(str(images),),
+        shards=str(folder / "shards"),
+        samples_per_shard=count,
+        min_side=1,
+        max_reject_fraction=1.0,
+        max_pixels=recipe.data.max_pixels,
+    )
+    mini = recipe.model_copy(
+        update={
+            "name": "plan",
+            "output": str(folder),
+            "data": data,
+            "storage": Storage(copies=str(folder / "copies")),
+            "views": recipe.views.model_copy(update={"composite": composite}),
+            "cache": recipe.cache.model_copy(
+                update={"url": str(folder / "targets"), "calibration_images": count}
+            ),
+            "train": recipe.train.model_copy(
+                update={"global_batch": micro, "micro_batch": micro, "loader_threads": 0}
+            ),
+        }
+    )
+    _random_taught(mini)
+    build_shards.run(mini)
+    cores = len(os.sched_getaffinity(0))
+    allowed = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // recipe.train.processes)))
+    return _Miniature(
+        mini, told, mean_bytes, device, max(1, int(recipe.cache.cpus_per_actor)), allowed
+    )
+
+
+def _write_images(recipe: Recipe, folder: Path, count: int) -> tuple[str, float]:
+    """Files of the recipe's first images, or of drawn ones: what they are, and their mean size."""
+    folder.mkdir()
+    sizes = []
+    with suppress(DataError):  # no shards yet
+        manifest, store = manifest_of(recipe), open_store(recipe.data.shards, recipe.storage)
+        shard = read_shard(store, manifest.shards[0], None)
+        whole = sum(ref.num_bytes for ref in manifest.shards) / manifest.num_samples
+        for row in range(min(count, len(shard))):
+            data = shard.image_bytes(row)
+            kind = "png" if data.startswith(b"\x89PNG") else "jpg"
+            (folder / f"{row:06d}.{kind}").write_bytes(data)
+            sizes.append(len(data))
+        told = f"the first {len(sizes)} of the recipe's own, {whole:,.0f} bytes each in its shards"
+        return told, sum(sizes) / len(sizes)
+    from PIL import Image
+
+    from data_tools.synthetic import draw_person
+
+    for row in range(count):
+        path = folder / f"{row:06d}.jpg"
+        Image.fromarray(draw_person(recipe.seed, row // 4, row % 4).image).save(path, quality=90)
+        sizes.append(path.stat().st_size)
+    return f"{count} drawn persons", sum(sizes) / count
+
+
+def _random_taught(recipe: Recipe) -> None:
+    """Weights of a taught teacher that was never taught: it is as fast as one that was."""
+    for spec in recipe.teachers:
+        if isinstance(spec, TaughtTeacher):
+            import json
+
+            from dpal.model.taught import arch_of, build_taught
+
+            path = RunLayout(recipe.run_dir).teacher
+            path.parent.mkdir(parents=True)
+            arch = arch_of(spec, (recipe.views.height, recipe.views.width))
+            torch.manual_seed(0)
+            save_file(build_taught(arch).state_dict(), path, {"arch": json.dumps(arch)})
+
+
+def _filled(worker: ShardWorker) -> TargetCache:
+    """The finished cache of the miniature."""
+    cache = worker.calibrate()
+    worker.cache_shard(worker.manifest.shards[0])
+    return cache
+
+
+def _loading(recipe: Recipe) -> float:
+    """CPU seconds of a training sample: decoded and rendered by the loader, without targets."""
+    with _training(recipe, with_targets=False) as (_task, batches):
+        next(batches)
+        return _repeated(lambda: next(batches), time.process_time) / recipe.train.micro_batch
+
+
+@contextmanager
+def _training(recipe: Recipe, *, with_targets: bool) -> Iterator[tuple[Task, Iterator[Batch]]]:
+    """A task on cached targets, and batches of its loader, which reads them or leaves them out."""
+    manifest, pool = manifest_of(recipe), load_backgrounds(recipe)
+    cached = recipe.train.model_copy(update={"targets": "cached"})
+    recipe = recipe.model_copy(update={"train": cached})
+    sources, caches = target_sources(recipe, manifest, pool)
+    task = build_task(recipe, sources, RunLayout(recipe.run_dir).teacher)
+    loader = make_loader(recipe, manifest, pool, task, caches if with_targets else [], ALONE)
+    batches = loader.batches(0)
+    try:
+        yield task, batches
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+def _student(mini: _Miniature) -> tuple[float, float]:
+    """Samples per second of training steps on batches that are ready; seconds of starting."""
+    recipe = mini.recipe
+    begin = time.monotonic()
+    with _training(recipe, with_targets=True) as (task, batches):
+        engine = Engine(task, recipe.train, ALONE)
+        started = time.monotonic() - begin
+        try:
+            batch = next(batches)
+            moment = Moment(0, 1000, recipe.train.micro_batch, recipe.train.micro_batch)
+
+            def step() -> None:
+                engine.forward_backward(batch, moment)
+                engine.step(recipe.train.lr, last_micro_batch=True)
+                _finish(mini.device)
+
+            step()
+            seconds = _repeated(step, _clock(mini.device, mini.student_threads))
+        finally:
+            engine.close()
+    return recipe.train.micro_batch / seconds, started
+
+
+def _teacher(worker: ShardWorker, name: str, mini: _Miniature) -> TeacherRate:
+    """Images per second of one teacher on views and composites that are ready."""
+    views = worker.plan.views
+    size = min(worker.recipe.teacher.batch_size, mini.recipe.data.samples_per_shard)
+    rng = np.random.default_rng(0)
+
+    def rate(height: int, width: int) -> float:
+        noise = rng.integers(0, 256, (size, height, width, 3), np.uint8)
+        pixels = torch.from_numpy(noise)
+
+        def look() -> None:
+            worker.teacher(pixels)
+            _finish(mini.device)
+
+        look()
+        return size / _repeated(look, _clock(mini.device, mini.teacher_threads))
+
+    return TeacherRate(
+        name=name,
+        width=worker.teacher.width,
+        base_images_per_s=rate(views.height, views.width),
+        composite_images_per_s=rate(views.height, views.height),
+    )
+
+
+def _rendering(worker: ShardWorker) -> float:
+    """CPU seconds of a sample's decoding and pinned views, as the cache job does them."""
+    shard = read_shard(worker.store, worker.manifest.shards[0], None)
+    series = series_of(worker.plan.views)
+    alone = worker.threads
+    worker.threads = 1
+    try:
+
+        def render() -> None:
+            for _ in worker._batches(shard, range(len(shard)), series):
+                pass
+
+        return _repeated(render, time.process_time) / len(shard)
+    finally:
+        worker.threads = alone
+
+
+def _records(worker: ShardWorker, cache: TargetCache) -> tuple[float, float]:
+    """Bytes per CPU second of one core: records read and checked, records encoded and packed."""
+    torch.set_num_threads(1)
+    ref = worker.manifest.shards[0]
+    series = series_of(worker.plan.views)
+    shards = {name: cache.shard(name, ref) for name in series}
+    rows = np.random.default_rng(0).permutation(ref.num_samples).tolist()
+    total = sum(len(shard) * shard.layout.num_bytes for shard in shards.values())
+    read = _repeated(lambda: [shard.records(rows) for shard in shards.values()], time.process_time)
+    work = [_encoding(cache, name, ref) for name in series]
+    write = _repeated(lambda: [encode() for encode in work], time.process_time)
+    return total / read, total / write
+
+
+def _encoding(cache: TargetCache, name: str, ref: ShardRef) -> Callable[[], bytes]:
+    """Encoding and packing the tokens of one series again."""
+    shard, kind = cache.shard(name, ref), kind_of(name)
+    records = shard.records(range(len(shard)))
+    tokens = decode_batch(records, cache.header, kind)
+    cls, patches = tokens.cls.numpy(), tokens.patches.numpy()
+    specs = np.ascontiguousarray(records[:, : shard.layout.cls_start]).view("<u2")
+
+    def encode() -> bytes:
+        tar = TargetTarBuilder(shard.keys, shard.layout)
+        tar.fill(0, encode_batch(cls, patches, specs, cache.header, kind))
+        return tar.to_bytes()
+
+    return encode
+
+
+def _store(recipe: Recipe, mini: _Miniature) -> Store:
+    """Bytes per second of whole shards; writing to a remote store is taken to be as fast."""
+    source = recipe
+    try:
+        manifest = manifest_of(recipe)
+    except DataError:  # no shards yet: the folder that they would be in is a guess
+        source, manifest = mini.recipe, manifest_of(mini.recipe)
+    store = open_store(source.data.shards, source.storage)
+    total, data = 0, b""
+    begin = time.perf_counter()
+    for ref in manifest.shards:
+        data = store.get(ref.name)
+        total += len(data)
+        if total > STORE_BYTES or time.perf_counter() - begin > 3 * ENOUGH_S:
+            break
+    read = total / (time.perf_counter() - begin) / 1e6
+    write = read
+    if not is_remote(source.data.shards):
+        folder = open_store(str(Path(mini.recipe.output) / "written"), Storage())
+        large = (data * (1 + int(WRITTEN_BYTES) // len(data)))[: int(WRITTEN_BYTES)]
+        seconds = _repeated(lambda: folder.put("object", large), time.perf_counter)
+        write = len(large) / seconds / 1e6
+    return Store(read_mb_per_s=read, write_mb_per_s=write)
+
+
+def _origin(recipe: Recipe, mini: _Miniature) -> Origin:
+    cpu = _cpu_name()
+    cores = len(os.sched_getaffinity(0))
+    if mini.device == "cuda":
+        name = torch.cuda.get_device_name()
+        machine, device = f"{name}, {cores} cores of {cpu}", name
+    else:
+        machine = f"{cores} cores of {cpu}"
+        device = (
+            f"a process on the CPU (threads in training: {mini.student_threads}, for a teacher: "
+            f"{mini.teacher_threads})"
+        )
+    return Origin(
+        date=datetime.now(UTC).date().isoformat(),
+        machine=machine,
+        device=device,
+        recipe=recipe.name,
+        views=f"{recipe.views.height}x{recipe.views.width}",
+        student=recipe.student.name,
+        method=recipe.method.kind,
+        codec=recipe.cache.codec,
+        images=mini.images,
+    )
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return import_module("platform").machine() or "an unnamed processor"
+
+
+def _finish(device: str) -> None:
+    """Wait for the accelerator."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _clock(device: str, threads: int) -> Callable[[], float]:
+    """CPU seconds are those of the clock on an idle machine, if there is one thread."""
+    return time.process_time if (device, threads) == ("cpu", 1) else time.perf_counter
+
+
+def _repeated(work: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Median seconds of a piece of work."""
+    times: list[float] = []
+    begin = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begin < ENOUGH_S:
+        start = clock()
+        work()
+        times.append(clock() - start)
+    return float(np.median(times))
