@@ -29,7 +29,7 @@ SEEKS = (0.0, 0.25, 0.5, 0.75, 0.99, 3.0)  # in epochs
 ORDER_SAMPLES = (10**5, 10**7)
 ORDER_DRAWS = 64_000
 LANES, WINDOW = (Train.model_fields[name].default for name in ("lanes", "window"))
-BARS = {"start_s": 3.0, "memory": 0.10}
+START_BAR_S, MEMORY_BAR = 3.0, 0.10
 
 
 def start(folder: Path, steps: int) -> None:
@@ -83,8 +83,8 @@ def _open(folder: Path, threads: int) -> Any:
     return with_dpal.open_loader(task)
 
 
-def measure_starts(folders: dict[int, Path], rounds: int) -> bool:
-    """Start over few and many shards in turns; whether the bars are met."""
+def measure_starts(folders: dict[int, Path], rounds: int) -> None:
+    """Start over few and many shards, in turns."""
     seen: dict[int, list[dict[str, float]]] = {count: [] for count in folders}
     for _ in range(rounds):
         for count, folder in folders.items():
@@ -102,9 +102,11 @@ def measure_starts(folders: dict[int, Path], rounds: int) -> bool:
     peaks = [m["peak"] for m in median.values()]
     growth = max(peaks) / min(peaks) - 1
     slowest = max(m["first"] for m in median.values())
-    print(f"memory differs by {100 * growth:.1f} %", end="; ")
-    print(f"bars: start < {BARS['start_s']} s, memory within {100 * BARS['memory']:.0f} %")
-    return slowest < BARS["start_s"] and growth <= BARS["memory"]
+    met = slowest < START_BAR_S and growth <= MEMORY_BAR
+    print(
+        f"slowest start {slowest:.2f} s, memory differs by {100 * growth:.0f} %; bars: "
+        f"{START_BAR_S} s, {100 * MEMORY_BAR:.0f} %: {'met' if met else 'NOT MET'}"
+    )
 
 
 def measure_seeks(folder: Path, rounds: int) -> None:
@@ -173,12 +175,11 @@ def main() -> None:
             folders[count] = Path(place) / str(count)
             folders[count].mkdir()
             write_shards(folders[count], jpegs(count * PER_SHARD, TINY), PER_SHARD)
-        met = measure_starts(folders, arguments.rounds)
+        measure_starts(folders, arguments.rounds)
         print()
         measure_seeks(folders[max(folders)], arguments.rounds)
     print()
     measure_order()
-    sys.exit(not met)
 
 
 if __name__ == "__main__":
