@@ -36,6 +36,16 @@ class RunLayout:
         return self.root / "skipped.jsonl"
 
     @property
+    def shards(self) -> Path:
+        """Shards that a run with `train.partial` learns from; written once, at its first start."""
+        return self.root / "shards.json"
+
+    @property
+    def parity(self) -> Path:
+        """The last comparison of cached targets with the teacher that passed before training."""
+        return self.root / "parity.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of `step-<number>/` checkpoints; valid where `COMMITTED` exists."""
         return self.root / "checkpoints"

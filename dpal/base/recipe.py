@@ -80,6 +80,17 @@ class Train(Section):
     targets: Literal["cached", "online"] = Field(
         "cached", description="where teacher targets come from"
     )
+    parity_samples: int = Field(
+        8,
+        ge=0,
+        description="samples whose cached targets are compared with the teacher itself before "
+        "training starts; 0: none",
+    )
+    partial: bool = Field(
+        False,
+        description="train while the cache is being built: on the shards that are finished at the "
+        "run's first start, which stay its shards",
+    )
     checkpoint_every: int = Field(500, ge=1, description="steps between two checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="committed checkpoints that are kept")
     log_every: int = Field(10, ge=1, description="steps between two rows of events.jsonl")
@@ -196,6 +207,7 @@ class Recipe(Section):
         elastic = {"zero_stage", "processes", "checkpoint_every"}
         elastic |= {"keep_checkpoints", "log_every", "loader_threads", "prefetch", "metrics_port"}
         elastic |= {"render"}  # the pixels are the same
+        elastic |= {"parity_samples", "partial"}  # which shards those are is told by itself
         if self.loss.shape_mask != "per-batch" and self.student.family != "timm":
             elastic.add("micro_batch")  # else a mask, or a batch norm, sees one micro-batch
         learned = {"seed", "views", "method", "teacher", "more_teachers", "student"}
