@@ -12,10 +12,11 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, groupby
+from threading import BoundedSemaphore
 
 from data_tools.ledger import TRAIN, VALIDATION, Found, Ledger, Reject, Sample
 from data_tools.policy import POLICY_VERSION, Kept, Refused, Verdict, judge, settings
-from data_tools.source import Source
+from data_tools.source import Item, Source
 from data_tools.spool import Spool
 from data_tools.storage import ObjectStore
 from dpal.base.errors import DataError
@@ -57,12 +58,13 @@ def survey(sources: Sequence[Source], ledger: Ledger, data: Data, scratch: Objec
         DataError: when there is no image at all.
     """
     num_threads = _num_threads(sources)
+    judge_all = _Judge(sources, data, ledger.spool)
     with (
         ThreadPoolExecutor(num_threads) as pool,
         Progress("check", ledger.num_items, "image") as progress,
     ):
         for first, found in ledger.slices(SLICE):
-            verdicts = _judge_slice(found, sources, data, scratch, pool, ledger.spool)
+            verdicts = _judge_slice(found, sources, data, scratch, pool, judge_all)
             parts = [part_of(verdict, data) for verdict in verdicts]
             ledger.add_verdicts(first, found, verdicts, parts)
             progress.advance(len(found))
@@ -109,6 +111,11 @@ def check_rejects(ledger: Ledger, data: Data, listed_in: str) -> None:
     )
 
 
+def is_remote(url: str) -> bool:
+    """Whether bytes at `url` come over a network."""
+    return "://" in url and not url.startswith("file:")
+
+
 def _merged(sources: Sequence[Source]) -> Iterator[Found]:
     """All items by name, then by the source's URL, whatever order the sources are given in."""
 
@@ -125,13 +132,49 @@ def _merged(sources: Sequence[Source]) -> Iterator[Found]:
     )
 
 
+class _Judge:
+    """Reads a picture and judges its items; many threads may read, as many as cores decode."""
+
+    def __init__(self, sources: Sequence[Source], data: Data, spool: Spool) -> None:
+        self._sources, self._data, self._spool = sources, data, spool
+        self._decoding = BoundedSemaphore(_num_cores())  # a decoded picture may be large
+
+    def __call__(self, group: Sequence[Found]) -> list[Verdict]:
+        """Verdicts on the items of one picture."""
+        first, source = group[0].item, self._sources[group[0].source]
+        refused = self._unread(first)
+        if refused is not None:
+            return [refused] * len(group)
+        try:
+            contents = source.read(first.picture)
+        except DataError:
+            return [Refused("unreadable", "gone since it was listed")] * len(group)
+        spare = b"" if is_remote(source.url) else contents  # a local file is read again
+
+        def keep(key: str, sample: bytes) -> None:
+            if sample is not spare:
+                self._spool.add(key, sample)
+
+        with self._decoding:
+            return judge(contents, [one.item for one in group], self._data, keep)
+
+    def _unread(self, item: Item) -> Refused | None:
+        """Why a picture is refused before it is read."""
+        largest = 8 * self._data.max_pixels + 2**20  # 16 bit RGBA, stored without compression
+        if item.size < 0:
+            return Refused("unreadable", "a dead link or not a regular file")
+        if item.size > largest:
+            return Refused("too_large", f"{item.size} bytes, more than data.max_pixels can need")
+        return None
+
+
 def _judge_slice(
     found: Sequence[Found],
     sources: Sequence[Source],
     data: Data,
     scratch: ObjectStore,
     pool: ThreadPoolExecutor,
-    spool: Spool,
+    judge_all: _Judge,
 ) -> list[Verdict]:
     """Verdicts in the order of `found`, from an earlier run where there is one."""
     digest = hashlib.sha256(settings(data).encode())
@@ -143,32 +186,11 @@ def _judge_slice(
         if len(stored) == len(found):
             return stored
     groups = [list(group) for _place, group in groupby(found, _picture)]
-    judged = pool.map(lambda group: _read_and_judge(group, sources, data, spool), groups)
-    verdicts = list(chain.from_iterable(judged))
+    verdicts = list(chain.from_iterable(pool.map(judge_all, groups)))
     if len(found) == SLICE and any(isinstance(verdict, Kept) for verdict in verdicts):
         rows = [json.dumps([type(verdict).__name__, *verdict]) for verdict in verdicts]
         scratch.put(name, ("\n".join(rows) + "\n").encode())
     return verdicts
-
-
-def _read_and_judge(
-    group: Sequence[Found], sources: Sequence[Source], data: Data, spool: Spool
-) -> list[Verdict]:
-    """Verdicts on the items of one picture."""
-    first = group[0].item
-    largest = 8 * data.max_pixels + 2**20  # 16 bit RGBA, stored without compression
-    if first.size < 0:
-        refused = Refused("unreadable", "a dead link or not a regular file")
-    elif first.size > largest:
-        refused = Refused("too_large", f"{first.size} bytes, more than data.max_pixels can need")
-    else:
-        try:
-            contents = sources[group[0].source].read(first.picture)
-        except DataError:
-            refused = Refused("unreadable", "gone since it was listed")
-        else:
-            return judge(contents, [one.item for one in group], data, spool.add)
-    return [refused] * len(group)
 
 
 def _picture(found: Found) -> tuple[int, str]:
@@ -196,6 +218,9 @@ def _parse_verdicts(text: str) -> list[Verdict]:
 
 
 def _num_threads(sources: Iterable[Source]) -> int:
-    num_cores = min(len(os.sched_getaffinity(0)), 16)
-    remote = any("://" in source.url and not source.url.startswith("file:") for source in sources)
-    return max(num_cores, REMOTE_THREADS) if remote else num_cores
+    remote = any(is_remote(source.url) for source in sources)
+    return max(_num_cores(), REMOTE_THREADS) if remote else _num_cores()
+
+
+def _num_cores() -> int:
+    return min(len(os.sched_getaffinity(0)), 16)

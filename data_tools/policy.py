@@ -97,7 +97,7 @@ def judge(
     """Verdicts on all `items` of one picture, which is decoded once.
 
     Args:
-        keep: gets key and bytes of every sample that is not its picture's own bytes.
+        keep: gets key and bytes of every sample that is kept.
     """
     refused = _refused_whole(items[0].picture, contents, data)
     if refused is not None:
@@ -187,7 +187,7 @@ def _verdict(
         assert one is not None  # its area was found above
         contents, pixels, facts = one
         kind, key = "jpg", key_of(contents)
-        keep(key, contents)
+    keep(key, contents)
     told = json.dumps(_present(facts), sort_keys=True) if facts else ""
     look = _look(pixels) if data.near_duplicates else 0
     height, width = pixels.shape[:2]

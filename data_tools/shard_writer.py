@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
-from data_tools.ingest import SCAN_FOLDER
+from data_tools.ingest import SCAN_FOLDER, is_remote
 from data_tools.ledger import Reject, Sample
 from data_tools.manifest import MANIFEST, Manifest, ShardRef, keys_digest, load_manifest
 from data_tools.policy import key_of
@@ -158,9 +158,8 @@ def write_rejects(store: ObjectStore, rejects: Iterable[Reject]) -> None:
 
 def num_writers(urls: Iterable[str]) -> int:
     """Shards to write at once between these places."""
-    remote = any("://" in url and not url.startswith("file:") for url in urls)
     num_cores = min(len(os.sched_getaffinity(0)), REMOTE_WRITERS)
-    return REMOTE_WRITERS if remote else num_cores
+    return REMOTE_WRITERS if any(map(is_remote, urls)) else num_cores
 
 
 def _in_order(

@@ -1,8 +1,9 @@
-"""Samples that were made, not copied, on local disk from the survey until their shard is written.
+"""Samples on local disk from the survey until their shard is written.
 
-Shards are in the order of keys, so the persons of one picture come up far apart; without this,
-the picture would be read and decoded anew for each. It only saves work: what is not here, as after
-a restart or beyond the limit, is made again from its picture.
+For those that were made and those that came over a network. Shards are in the order of keys, so
+the persons of one picture come up far apart; without this, the picture would be fetched and decoded
+anew for each. It only saves work: what is not here, as after a restart or beyond the limit, is made
+again from its picture.
 """
 
 import os
