@@ -87,4 +87,4 @@ def times_scales(codes: "torch.Tensor", scales: "torch.Tensor") -> "torch.Tensor
         return codes.mul_(scales)
     if channels % GROUP:
         return codes.mul_(scales.repeat_interleave(GROUP, dim=2)[:, :, :channels])
-    return codes.unflatten(2, (groups, GROUP)).mul_(scales.unsqueeze(3)).flatten(2)
+    return codes.reshape(*scales.shape, GROUP).mul_(scales.unsqueeze(3)).flatten(2)

@@ -236,7 +236,8 @@ def decode_batch(
     wide = torch.float32 if layout.storage == "fp32" else torch.float16
     cls = part(layout.cls_start, layout.scale_start, wide)  # [B, D]
     if layout.storage == "int4":
-        packed = raw[:, layout.code_start : layout.crc_start].unflatten(1, (layout.num_patches, -1))
+        packed = raw[:, layout.code_start : layout.crc_start]
+        packed = packed.reshape(len(raw), layout.num_patches, -(-layout.channels // 2))
         patches = unpack_nibbles(packed, layout.channels)  # [B, N, C]
     else:
         codes = part(layout.code_start, layout.crc_start, torch.int8 if layout.num_groups else wide)
@@ -252,7 +253,7 @@ def decode_batch(
         with torch.autocast(raw.device.type, enabled=False):  # else bf16, within a student's step
             basis = on_device(header.rotation.basis) * header.rotation.scale  # [C, D]
             turned = torch.addmm(mean, patches.flatten(0, 1), basis)
-        patches = turned.unflatten(0, (-1, layout.num_patches))  # [B, N, D]
+        patches = turned.view(len(raw), layout.num_patches, layout.width)  # [B, N, D]
     elif layout.storage != "fp32":
         patches.mul_(on_device(header.patch_std)).add_(mean)
     return Tokens(cls, patches)

@@ -12,6 +12,7 @@ import torch
 
 from data_tools.backgrounds import load_backgrounds
 from data_tools.manifest import manifest_of
+from dpal.alignment import AlignmentTask
 from dpal.base.codec import parse_codec
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
@@ -132,7 +133,7 @@ def draw_sample(recipe: Recipe, num_images: int) -> Sample:
         stream.close()  # type: ignore[attr-defined]
     exact = [source(batch, device) for batch in batches]
     given = GivenTargets(calibration.header, calibration.covariance)
-    task = build_task(recipe, [given], taught_weights)
+    task = _looking_once(build_task(recipe, [given], taught_weights))
     moment = Moment(0, 1000, manifest.num_samples, recipe.train.global_batch)
     return Sample(batches, exact, calibration, given, task, moment, calibrated * BATCH, disjoint)
 
@@ -152,6 +153,20 @@ def _blank(definition: TargetDefinition, width: int) -> TargetHeader:
 
 def _arrays(tokens: Tokens) -> tuple[np.ndarray, np.ndarray]:
     return tokens.cls.numpy(), tokens.patches.numpy()
+
+
+def _looking_once(task: Task) -> Task:
+    """The task, which remembers what its student says about a batch: every codec asks again."""
+    assert isinstance(task, AlignmentTask)
+    look, remembered = task.look, dict[tuple[str, ...], object]()
+
+    def looked(batch: TrainBatch, moment: Moment) -> object:
+        if batch.keys not in remembered:
+            remembered[batch.keys] = look(batch, moment)
+        return remembered[batch.keys]
+
+    task.look = looked  # type: ignore[method-assign]
+    return task
 
 
 def _shares(total: int, calibration: int, sample: int) -> tuple[int, int, bool]:

@@ -44,7 +44,21 @@ def variant(recipe: Recipe, *, targets: str, codec: str) -> Recipe:
     )
 
 
-@pytest.mark.parametrize(("codec", "tolerance"), [("int8", 1e-2), ("fp16", 1e-3), ("fp32", 1e-5)])
+# Seen on these views, in the relation term, which notices most: int8 1.2e-4, phis-int8 6e-5,
+# pca128-int8 1.6e-2 (3 % of this random teacher's variance is left out), int4 2.0e-2, pca128-int4
+# 4.9e-2.
+@pytest.mark.parametrize(
+    ("codec", "tolerance"),
+    [
+        ("int8", 1e-2),
+        ("fp16", 1e-3),
+        ("fp32", 1e-5),
+        ("phis-int8", 1e-2),
+        ("pca128-int8", 4e-2),
+        ("int4", 4e-2),
+        ("pca128-int4", 1e-1),
+    ],
+)
 def test_cached_and_online_teacher_give_the_same_losses(
     tmp_path: Path, codec: str, tolerance: float
 ) -> None:
