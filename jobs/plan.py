@@ -9,9 +9,10 @@ from typing import Any
 from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError, StorageError
 from jobs.plan_advice import advice
-from jobs.plan_model import Plan, Workload, reckon
+from jobs.plan_model import reckon
 from jobs.plan_rates import Rates, read_rates, split_words
 from jobs.plan_table import plan_text
+from jobs.plan_types import Plan, Workload
 from jobs.plan_workload import Size, workload
 
 

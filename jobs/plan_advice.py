@@ -1,8 +1,9 @@
 """What is wrong, or soon will be, with a recipe at a planned size: one sentence each."""
 
 from dpal.base.recipe import Recipe
-from jobs.plan_model import GB, MB, Plan, Workload, num_nodes
+from jobs.plan_model import GB, MB, num_nodes
 from jobs.plan_rates import Rates
+from jobs.plan_types import Plan, Workload
 
 SMALL, LARGE = 4e6, 2e9  # bytes of an object; below, requests cost more than bytes
 ADVISED = 256e6

@@ -11,15 +11,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib import import_module
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache, kind_of, series_of
@@ -29,23 +25,21 @@ from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
 from dpal.base.config import load_recipe
 from dpal.base.errors import DataError
-from dpal.base.inputs import Data, Storage
+from dpal.base.inputs import Storage
 from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
-from dpal.base.teachers import TaughtTeacher
 from dpal.batch import Batch
 from dpal.engine import Engine, World
 from dpal.method.build import build_task
 from dpal.targets import decode_batch, encode_batch
 from dpal.task import Moment, Task
-from jobs import build_shards
 from jobs.cache_plan import single_teacher_recipes
 from jobs.cache_worker import ShardWorker
+from jobs.plan_miniature import Miniature, make_miniature, origin_of
 from jobs.plan_rates import (
     Loading,
     Node,
-    Origin,
     Rates,
     Start,
     Store,
@@ -57,19 +51,7 @@ from jobs.train import make_loader, target_sources
 
 ENOUGH_S = 2.0  # a piece of work is repeated for so long, and three times at least
 STORE_BYTES, WRITTEN_BYTES = 256e6, 32e6
-CPU_IMAGES, GPU_IMAGES = 32, 256
 ALONE = World(0, 1, 0)
-
-
-class _Miniature(NamedTuple):
-    """The recipe of a run in miniature, its images, and what it runs on."""
-
-    recipe: Recipe
-    images: str
-    image_bytes: float
-    device: str
-    teacher_threads: int
-    student_threads: int
 
 
 def measure_file(recipe_path: str, words: tuple[str, ...], path: Path) -> str:
@@ -88,7 +70,7 @@ def measure_file(recipe_path: str, words: tuple[str, ...], path: Path) -> str:
 
 def measure(recipe: Recipe, folder: Path) -> Rates:
     """The rates of this machine for a recipe; everything is written into `folder`."""
-    mini = _miniature(recipe, folder)
+    mini = make_miniature(recipe, folder)
     threads = torch.get_num_threads()
     keep_freed_memory()  # as training does
     try:
@@ -97,7 +79,7 @@ def measure(recipe: Recipe, folder: Path) -> Rates:
         torch.set_num_threads(threads)
 
 
-def _measured(recipe: Recipe, mini: _Miniature) -> Rates:
+def _measured(recipe: Recipe, mini: Miniature) -> Rates:
     workers = [
         ShardWorker(one, threads=mini.teacher_threads, device=mini.device)
         for one in single_teacher_recipes(mini.recipe)
@@ -116,7 +98,7 @@ def _measured(recipe: Recipe, mini: _Miniature) -> Rates:
     read, write = _records(workers[0], caches[0]) if workers else (1e9, 1e9)
     on_cpu = mini.device == "cpu"
     return Rates(
-        measured=_origin(recipe, mini),
+        measured=origin_of(recipe, mini),
         image_bytes=mini.image_bytes,
         student_samples_per_s=student,
         teachers=teachers,
@@ -135,87 +117,6 @@ def _measured(recipe: Recipe, mini: _Miniature) -> Rates:
         ),
         start=Start(train_s=train_start),
     )
-
-
-def _miniature(recipe: Recipe, folder: Path) -> _Miniature:
-    """The recipe on a few images: one shard, targets of it, nothing of the recipe's own places."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    count = GPU_IMAGES if device == "cuda" else CPU_IMAGES
-    images = folder / "images"
-    told, mean_bytes = _write_images(recipe, images, count)
-    micro = min(recipe.train.micro_batch, count)
-    composite = "two" if recipe.views.composite == "scenes" else recipe.views.composite
-    data = Data(
-        images=(str(images),),
-        shards=str(folder / "shards"),
-        samples_per_shard=count,
-        min_side=1,
-        max_reject_fraction=1.0,
-        max_pixels=recipe.data.max_pixels,
-    )
-    mini = recipe.model_copy(
-        update={
-            "name": "plan",
-            "output": str(folder),
-            "data": data,
-            "storage": Storage(copies=str(folder / "copies")),
-            "views": recipe.views.model_copy(update={"composite": composite}),
-            "cache": recipe.cache.model_copy(
-                update={"url": str(folder / "targets"), "calibration_images": count}
-            ),
-            "train": recipe.train.model_copy(
-                update={"global_batch": micro, "micro_batch": micro, "loader_threads": 0}
-            ),
-        }
-    )
-    _random_taught(mini)
-    build_shards.run(mini)
-    cores = len(os.sched_getaffinity(0))
-    allowed = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // recipe.train.processes)))
-    return _Miniature(
-        mini, told, mean_bytes, device, max(1, int(recipe.cache.cpus_per_actor)), allowed
-    )
-
-
-def _write_images(recipe: Recipe, folder: Path, count: int) -> tuple[str, float]:
-    """Files of the recipe's first images, or of drawn ones: what they are, and their mean size."""
-    folder.mkdir()
-    sizes = []
-    with suppress(DataError):  # no shards yet
-        manifest, store = manifest_of(recipe), open_store(recipe.data.shards, recipe.storage)
-        shard = read_shard(store, manifest.shards[0], None)
-        whole = sum(ref.num_bytes for ref in manifest.shards) / manifest.num_samples
-        for row in range(min(count, len(shard))):
-            data = shard.image_bytes(row)
-            kind = "png" if data.startswith(b"\x89PNG") else "jpg"
-            (folder / f"{row:06d}.{kind}").write_bytes(data)
-            sizes.append(len(data))
-        told = f"the first {len(sizes)} of the recipe's own, {whole:,.0f} bytes each in its shards"
-        return told, sum(sizes) / len(sizes)
-    from PIL import Image
-
-    from data_tools.synthetic import draw_person
-
-    for row in range(count):
-        path = folder / f"{row:06d}.jpg"
-        Image.fromarray(draw_person(recipe.seed, row // 4, row % 4).image).save(path, quality=90)
-        sizes.append(path.stat().st_size)
-    return f"{count} drawn persons", sum(sizes) / count
-
-
-def _random_taught(recipe: Recipe) -> None:
-    """Weights of a taught teacher that was never taught: it is as fast as one that was."""
-    for spec in recipe.teachers:
-        if isinstance(spec, TaughtTeacher):
-            import json
-
-            from dpal.model.taught import arch_of, build_taught
-
-            path = RunLayout(recipe.run_dir).teacher
-            path.parent.mkdir(parents=True)
-            arch = arch_of(spec, (recipe.views.height, recipe.views.width))
-            torch.manual_seed(0)
-            save_file(build_taught(arch).state_dict(), path, {"arch": json.dumps(arch)})
 
 
 def _filled(worker: ShardWorker) -> TargetCache:
@@ -248,7 +149,7 @@ def _training(recipe: Recipe, *, with_targets: bool) -> Iterator[tuple[Task, Ite
         batches.close()  # type: ignore[attr-defined]
 
 
-def _student(mini: _Miniature) -> tuple[float, float]:
+def _student(mini: Miniature) -> tuple[float, float]:
     """Samples per second of training steps on batches that are ready; seconds of starting."""
     recipe = mini.recipe
     begin = time.monotonic()
@@ -271,7 +172,7 @@ def _student(mini: _Miniature) -> tuple[float, float]:
     return recipe.train.micro_batch / seconds, started
 
 
-def _teacher(worker: ShardWorker, name: str, mini: _Miniature) -> TeacherRate:
+def _teacher(worker: ShardWorker, name: str, mini: Miniature) -> TeacherRate:
     """Images per second of one teacher on views and composites that are ready."""
     views = worker.plan.views
     size = min(worker.recipe.teacher.batch_size, mini.recipe.data.samples_per_shard)
@@ -343,7 +244,7 @@ def _encoding(cache: TargetCache, name: str, ref: ShardRef) -> Callable[[], byte
     return encode
 
 
-def _store(recipe: Recipe, mini: _Miniature) -> Store:
+def _store(recipe: Recipe, mini: Miniature) -> Store:
     """Bytes per second of whole shards; writing to a remote store is taken to be as fast."""
     source = recipe
     try:
@@ -366,39 +267,6 @@ def _store(recipe: Recipe, mini: _Miniature) -> Store:
         seconds = _repeated(lambda: folder.put("object", large), time.perf_counter)
         write = len(large) / seconds / 1e6
     return Store(read_mb_per_s=read, write_mb_per_s=write)
-
-
-def _origin(recipe: Recipe, mini: _Miniature) -> Origin:
-    cpu = _cpu_name()
-    cores = len(os.sched_getaffinity(0))
-    if mini.device == "cuda":
-        name = torch.cuda.get_device_name()
-        machine, device = f"{name}, {cores} cores of {cpu}", name
-    else:
-        machine = f"{cores} cores of {cpu}"
-        device = (
-            f"a process on the CPU (threads in training: {mini.student_threads}, for a teacher: "
-            f"{mini.teacher_threads})"
-        )
-    return Origin(
-        date=datetime.now(UTC).date().isoformat(),
-        machine=machine,
-        device=device,
-        recipe=recipe.name,
-        views=f"{recipe.views.height}x{recipe.views.width}",
-        student=recipe.student.name,
-        method=recipe.method.kind,
-        codec=recipe.cache.codec,
-        images=mini.images,
-    )
-
-
-def _cpu_name() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return import_module("platform").machine() or "an unnamed processor"
 
 
 def _finish(device: str) -> None:

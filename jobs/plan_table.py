@@ -3,8 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from jobs.plan_model import HOUR, Phase, Plan, Workload
+from jobs.plan_model import HOUR
 from jobs.plan_rates import Rates
+from jobs.plan_types import Phase, Plan, Workload
 
 _LABEL, _COLUMN = 30, 16
 
@@ -105,9 +106,11 @@ def _money(work: Workload, rates: Rates, plan: Plan) -> list[str]:
     for part in ("devices", "storage", "egress", "requests", "total"):
         lines.append(_row(part, [money_text(getattr(cost, part)) for cost in costs]))
     lines.append(
-        f"at {prices.device_hour:g} a device-hour, {prices.gb_month:g} a GB-month for "
-        f"{prices.months:g} months, {prices.gb_egress:g} a GB read, {prices.thousand_gets:g} and "
-        f"{prices.thousand_puts:g} for 1,000 GET and PUT"
+        f"at {prices.device_hour:g} a device-hour, {prices.gb_month:g} a GB-month (x "
+        f"{prices.months:g}), {prices.gb_egress:g} a GB read,"
+    )
+    lines.append(
+        f"   {prices.thousand_gets:g} for 1,000 GET, {prices.thousand_puts:g} for 1,000 PUT"
     )
     if plan.cached_cost is None:
         return lines
@@ -115,7 +118,7 @@ def _money(work: Workload, rates: Rates, plan: Plan) -> list[str]:
     factor = f" by {most / least:.3g} times" if least else ""
     lines.append(
         f"cheaper: {plan.cheaper}{factor}; the cache pays {_from(plan.break_even_students)} "
-        f"students of these epochs, or {_from(plan.break_even_epochs)} epochs with these students"
+        f"students, or {_from(plan.break_even_epochs)} epochs"
     )
     return lines
 

@@ -19,8 +19,8 @@ from dpal.base.recipe import Recipe
 from dpal.base.students import PATCH
 from dpal.base.teachers import TaughtTeacher, Teacher
 from dpal.record import Kind, RecordLayout
-from jobs.plan_model import Series, TeacherTargets, Workload
 from jobs.plan_rates import Rates
+from jobs.plan_types import Series, TeacherTargets, Workload
 
 _RECORD = 10_240  # a tar that is written as a stream ends at a multiple of it
 _FLOAT_TEXT = 25  # bytes of a number in the header's JSON, with its line end
