@@ -6,14 +6,15 @@
 Every contestant runs in a process of its own and takes turns with the others, epoch by epoch.
 Before that an epoch is checked: each image exactly once, every pixel as simplejpeg decodes it.
 "bare" is the limit: a tar index, pread and simplejpeg in a loop, in file order, unchecked.
-"rows" after a name: its batches are decoded straight into their rows, as ours are, instead of one
-by one and stacked, as its documentation shows. Fails (exit 1) only when ours does.
+Where a peer lets its user make a whole batch in one call, that call decodes straight into the rows
+of a new batch, as ours does. Fails (exit 1) only when ours does.
 """
 
 import argparse
 import contextlib
 import json
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
@@ -30,7 +31,7 @@ BATCH = 64
 PER_SHARD = 250
 OURS, LIMIT, SCAN = "dpal", "bare", "scan"
 PEERS = (
-    *("webdataset", "torchdata", "torchdata rows", "spdl", "spdl rows", "grain"),
+    *("webdataset", "torchdata", "spdl", "grain"),
     *("litdata", "mosaicml", "energon", "ray"),
 )
 CONVERTING = ("litdata", "mosaicml", "energon")
@@ -42,7 +43,7 @@ class Entry:
     """A contestant in one race: what it has shown so far, or why it could not.
 
     Attributes:
-        name: its file, and " rows" for the variant.
+        name: of its file.
         process: while it runs.
         whole: whether the checked epoch held every image once, pixels equal; None if unchecked.
     """
@@ -81,7 +82,7 @@ class Course:
     key: str = ""
     secret: str = ""
 
-    def task(self, name: str, workers: int, scratch: Path) -> dict[str, Any]:
+    def task(self, workers: int, scratch: Path) -> dict[str, Any]:
         """The fields of `peers.common.Task`."""
         return {
             "shards": list(self.shards),
@@ -96,15 +97,14 @@ class Course:
             "width": SIZE[1],
             "workers": workers,
             "scratch": str(scratch),
-            "rows": name.endswith(" rows"),
         }
 
     def start(self, name: str, workers: int, scratch: Path) -> Contestant:
         """A contestant's process."""
         scratch.mkdir(parents=True)
         python = Path(sys.executable) if name == OURS else self.python
-        task = self.task(name, workers, scratch / "data")
-        return Contestant(python, name.removesuffix(" rows"), task, scratch / "log")
+        task = self.task(workers, scratch / "data")
+        return Contestant(python, name, task, scratch / "log")
 
 
 def race(course: Course, workers: int, rounds: int, scratch: Path) -> list[Entry]:
@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="640 images, 1 round, 1 worker")
     parser.add_argument("--out", type=Path, help="write all laps here, as JSON")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everyone is stopped
     if arguments.quick:
         arguments.images, arguments.rounds, arguments.workers = 640, 1, [1]
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,6 @@ class Task:
         batch, height, width: of a batch, uint8 [B, H, W, 3].
         workers: threads or processes beside the consumer; 0 for none where that is possible.
         scratch: an empty folder of this contestant's own.
-        rows: whether batches made in one go are decoded straight into their rows.
         seed: of the shuffle.
     """
 
@@ -46,7 +45,6 @@ class Task:
     width: int
     workers: int
     scratch: str
-    rows: bool = False
     seed: int = 0
 
     @classmethod
@@ -59,11 +57,6 @@ class Task:
     def remote(self) -> bool:
         """Whether the data come from the object store."""
         return bool(self.bucket)
-
-    @property
-    def decode_batch(self) -> Callable[[Sequence[bytes]], np.ndarray]:
-        """How contestants that make whole batches in one go decode one."""
-        return decode_rows if self.rows else decode_stack
 
     def urls(self) -> list[str]:
         """Every shard's path or s3:// address."""

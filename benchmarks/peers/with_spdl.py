@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
-from common import Epoch, Member, Task, image_spans, in_batches, index, read, s3_get
+from common import Epoch, Member, Task, decode_rows, image_spans, in_batches, index, read, s3_get
 from spdl.pipeline import PipelineBuilder
 
 DISTRIBUTION = "spdl"
@@ -34,7 +34,7 @@ def open_epochs(task: Task) -> Epoch:
             yield waiting
 
     def batch(part: list) -> np.ndarray:
-        return task.decode_batch(part if task.remote else [read(member) for member in part])
+        return decode_rows(part if task.remote else [read(member) for member in part])
 
     def epoch(number: int) -> Iterator[np.ndarray]:
         source = (remote if task.remote else local)(task.shuffled(number))

@@ -7,7 +7,7 @@ fetches whole shards.
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from common import Epoch, Member, Task, image_spans, index, read, s3_get
+from common import Epoch, Member, Task, decode_rows, image_spans, index, read, s3_get
 from torch.utils.data import RandomSampler
 from torchdata import nodes
 
@@ -20,7 +20,7 @@ def open_epochs(task: Task) -> Epoch:
     node, read_all = _remote(task) if task.remote else _local(task)
     batches = nodes.ParallelMapper(
         nodes.Batcher(node, task.batch, drop_last=False),
-        lambda batch: task.decode_batch(read_all(batch)),
+        lambda batch: decode_rows(read_all(batch)),
         task.workers,
         method="thread",
     )

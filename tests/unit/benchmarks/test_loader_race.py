@@ -132,7 +132,7 @@ def test_every_contestant_has_a_file_and_a_pinned_distribution(script: ModuleTyp
         for line in (peers / "requirements.txt").read_text().splitlines()
         if "==" in line
     }
-    for name in {peer.removesuffix(" rows") for peer in script.PEERS}:
+    for name in script.PEERS:
         text = (peers / f"with_{name}.py").read_text()
         distribution = text.partition('DISTRIBUTION = "')[2].partition('"')[0]
         assert distribution in pins
