@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dpal.batch import Pairs, Pictures, RawBatch, TrainBatch
-from dpal.resample import DevicePictures, PassOrder, pass_order, render_boxes, upload
+from dpal.pass_order import pass_order
+from dpal.resample import DevicePictures, PassOrder, render_boxes, upload
 from dpal.views import PERSON_ALPHA, ViewPlan
 
 

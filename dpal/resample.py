@@ -3,7 +3,7 @@
 Pillow filters along one axis, rounds to uint8, and filters along the other. A pixel is a sum of
 8-bit values times whole numbers (weights in units of 2^-22), so it has one right value, and the
 sums here are exact: float32 holds whole numbers up to 2^24, and each weight is cut in two parts
-whose sums stay below that. Which axis comes first depends on Pillow's version, see `pass_order`.
+whose sums stay below that. Which axis comes first depends on Pillow's version: `dpal.pass_order`.
 
 Legend: P pixels of all pictures, n views of h x w, cut from windows of at most H x W source pixels,
 K taps: source pixels that one output pixel may depend on.
@@ -14,13 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import PIL
 import torch
 from torch import Tensor
 
-from dpal.base.errors import ConfigError
 from dpal.batch import Pictures
-from dpal.views import Box, ViewSpec, render
 
 FRACTION_BITS = 22  # libImaging/Resample.c: PRECISION_BITS
 REACH = 2.0  # of the cubic, in output pixels when shrinking, else in source pixels
@@ -73,60 +70,6 @@ class _Axis(NamedTuple):
         return int(np.ceil(self.reach.max())) * 2 + 1
 
 
-def _lower(sizes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pillow 13 (its pull request 9549): the height loses more than twice what the width loses."""
-    lost = sizes - np.array(size)
-    found: np.ndarray = (lost[:, 0] > 0) & (lost[:, 0] > 2 * lost[:, 1])
-    return found
-
-
-def _slender(sizes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pillow 12.2 and 12.3 (its pull request 9524)."""
-    found: np.ndarray = (sizes[:, 0] > 100 * sizes[:, 1]) & (size[0] < sizes[:, 0])
-    return found
-
-
-def _never(sizes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pillow before that."""
-    return np.zeros(len(sizes), dtype=bool)
-
-
-def pass_order() -> PassOrder:
-    """The order of passes of the installed Pillow, found by asking it for a few pictures.
-
-    Raises:
-        ConfigError: it gives pixels that none of the known orders explains.
-    """
-    rng = np.random.default_rng(0)
-    sizes = (
-        (30, 12),
-        (12, 30),
-        (16, 16),
-        (24, 16),
-        (25, 16),
-        (9, 2),
-        (7, 2),
-        (1010, 10),
-        (1000, 10),
-    )
-    images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in sizes]
-    for order in (_lower, _slender, _never):
-        if all(_agrees(image, order) for image in images):
-            return order
-    raise ConfigError(
-        f"train.render=device: Pillow {PIL.__version__} does not resize as any version that it "
-        "restates; accepted with this Pillow is train.render=loader"
-    )
-
-
-def _agrees(image: np.ndarray, order: PassOrder) -> bool:
-    size, box = (8, 8), Box(0, 0, *image.shape[:2])
-    pictures = Pictures(image.reshape(-1, 3), np.array([image.shape[:2]]))
-    numbers = np.array([[0, *box, 0]])
-    drawn = render_boxes(upload(pictures, torch.device("cpu")), numbers, size, order)
-    return np.array_equal(drawn[0].numpy(), render(image, ViewSpec(box, flip=False), size))
-
-
 def upload(pictures: Pictures, device: torch.device) -> DevicePictures:
     """The same images on a device."""
     sizes = pictures.sizes.astype(np.int64)
@@ -144,7 +87,7 @@ def render_boxes(
     Args:
         numbers: int [n, 6]: index of the picture, top, left, height and width of the box, flip.
         size: h and w.
-        order: of the Pillow that the others render with, see `pass_order`.
+        order: of the Pillow that the others render with, see `dpal.pass_order`.
     """
     device, numbers = pictures.pixels.device, numbers.astype(np.int64)
     index, top, left, height, width, _flip = numbers.T
