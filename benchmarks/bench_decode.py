@@ -3,8 +3,10 @@
     python benchmarks/bench_decode.py                       # drawn persons
     python benchmarks/bench_decode.py --images FOLDER       # JPEGs and boxes.csv, as data.scenes
 
-Every way ends in the same RGB pixels of 256 x 128 except where the table says "other pixels". The
-ratio is to the first row of a table, within a round.
+Boxes are cut out and then resized (bicubic); only in the first row of a table of scenes is the
+resize given the whole scene and the box, as `dpal.views.render` does. `decode_region` is checked to
+give the pixels of the second row; where a table says "other pixels", they are not these.
+The ratio is to the first row of a table, within a round.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from timing import interleave, table
 from data_tools.decode import decode_rgb
 from data_tools.jpeg_region import is_available
 from data_tools.regions import decode_region
-from dpal.views import Box
+from dpal.views import Box, ViewSpec, render
 
 HEIGHT, WIDTH = 256, 128
 BICUBIC = Image.Resampling.BICUBIC
@@ -92,36 +94,45 @@ def _crop_ways(images: list[bytes]) -> dict[str, Callable[[], object]]:
 
 
 def _scene_ways(persons: list[Person]) -> dict[str, Callable[[], object]]:
-    def whole(person: Person) -> object:
-        return _resized(simplejpeg.decode_jpeg(person.data, "RGB"), _edges(person.box))
+    memory = np.empty(max(p.size[0] * p.size[1] for p in persons) * 3, np.uint8)
 
-    def part(person: Person) -> object:
-        found = decode_region(person.data, person.box, MANY)
-        return _resized(found.pixels, _edges(person.box, found.top, found.left))
+    def rendered(person: Person) -> np.ndarray:
+        spec = ViewSpec(person.box, flip=False)
+        return render(simplejpeg.decode_jpeg(person.data, "RGB"), spec, (HEIGHT, WIDTH))
 
-    def shrunk(person: Person) -> object:
-        size = (HEIGHT, WIDTH)
-        found = decode_region(person.data, person.box, MANY, at_least=size)
-        edges = np.array(_edges(person.box)) / found.shrink
-        corner = np.array([found.left, found.top] * 2)
-        return _resized(found.pixels, tuple(edges - corner))
+    def whole(person: Person, out: np.ndarray | None = None) -> np.ndarray:
+        return _resized(simplejpeg.decode_jpeg(person.data, "RGB", buffer=out), *person.box)
 
-    def draft(person: Person) -> object:
+    def part(person: Person, out: np.ndarray | None = None) -> np.ndarray:
+        found = decode_region(person.data, person.box, MANY, out=out)
+        top, left, height, width = person.box
+        return _resized(found.pixels, top - found.top, left - found.left, height, width)
+
+    def shrunk(person: Person) -> np.ndarray:
+        found = decode_region(person.data, person.box, MANY, at_least=(HEIGHT, WIDTH))
+        top, left, height, width = (round(number / found.shrink) for number in person.box)
+        return _resized(found.pixels, top - found.top, left - found.left, height, width)
+
+    def draft(person: Person) -> np.ndarray:
         picture = Image.open(io.BytesIO(person.data))
         height, width = person.size
-        wanted = (width * WIDTH // person.box.width, height * HEIGHT // person.box.height)
-        picture.draft("RGB", wanted)
-        edges = np.array(_edges(person.box)) * picture.width / width
-        return picture.resize((WIDTH, HEIGHT), BICUBIC, tuple(edges.clip(0, [*picture.size] * 2)))
+        box = person.box
+        picture.draft("RGB", (width * WIDTH // box.width, height * HEIGHT // box.height))
+        factor = picture.width / width
+        return _resized(np.asarray(picture), *(int(number * factor) for number in box))
 
-    def pillow(person: Person) -> object:
-        return Image.open(io.BytesIO(person.data)).resize(
-            (WIDTH, HEIGHT), BICUBIC, _edges(person.box)
-        )
+    def pillow(person: Person) -> np.ndarray:
+        picture = Image.open(io.BytesIO(person.data)).crop(_edges(person.box))
+        return np.asarray(picture.resize((WIDTH, HEIGHT), BICUBIC))
 
-    each = {
+    for person in persons:
+        assert np.array_equal(part(person), whole(person))
+    each: dict[str, Callable[[Person], np.ndarray]] = {
+        "simplejpeg, whole scene, resized from it": rendered,
         "simplejpeg, whole scene": whole,
         "decode_region": part,
+        "simplejpeg, into given memory": lambda person: whole(person, memory),
+        "decode_region, into given memory": lambda person: part(person, memory),
         "decode_region, shrunk (other pixels)": shrunk,
         "Pillow draft (other pixels)": draft,
         "Pillow": pillow,
@@ -129,16 +140,13 @@ def _scene_ways(persons: list[Person]) -> dict[str, Callable[[], object]]:
     return {name: lambda run=run: [run(one) for one in persons] for name, run in each.items()}
 
 
-def _resized(pixels: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
-    left, top, right, bottom = edges
-    right, bottom = min(right, pixels.shape[1]), min(bottom, pixels.shape[0])
-    box = (max(left, 0), max(top, 0), right, bottom)
-    return np.asarray(Image.fromarray(pixels).resize((WIDTH, HEIGHT), BICUBIC, box))
+def _resized(pixels: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    cut = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    return np.asarray(Image.fromarray(cut).resize((WIDTH, HEIGHT), BICUBIC))
 
 
-def _edges(box: Box, top: int = 0, left: int = 0) -> tuple[int, int, int, int]:
-    x, y = box.left - left, box.top - top
-    return x, y, x + box.width, y + box.height
+def _edges(box: Box) -> tuple[int, int, int, int]:
+    return box.left, box.top, box.left + box.width, box.top + box.height
 
 
 def _encode(picture: Image.Image) -> bytes:

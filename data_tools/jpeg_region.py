@@ -41,7 +41,11 @@ class _Factor(ctypes.Structure):  # tjscalingfactor
 
 
 def decode_part(
-    data: bytes, size: tuple[int, int], box: StoredBox, shrink: int = 1
+    data: bytes,
+    size: tuple[int, int],
+    box: StoredBox,
+    shrink: int = 1,
+    out: Pixels | None = None,
 ) -> Pixels | None:
     """Pixels of a part of a JPEG: uint8 [h, w, 3]; None if there is no library or it objects.
 
@@ -49,6 +53,7 @@ def decode_part(
         size: height and width that the header announced, in stored pixels.
         box: in pixels of the shrunk image, inside it; `left` a multiple of the shrunk MCU width.
         shrink: 1, 2, 4 or 8: sides are divided by it, rounding up.
+        out: flat memory, used when it is large enough.
     """
     library = _library()
     if library is None:
@@ -57,7 +62,11 @@ def decode_part(
     if not handle:
         return None
     try:
-        pixels = np.empty((box.height, box.width, 3), np.uint8)
+        length = box.height * box.width * 3
+        memory = out[:length] if out is not None and len(out) >= length else None
+        if memory is None:
+            memory = np.empty(length, np.uint8)
+        pixels = memory.reshape(box.height, box.width, 3)
         return pixels if _decode(library, handle, data, size, box, shrink, pixels) else None
     finally:
         library.tj3Destroy(handle)

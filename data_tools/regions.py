@@ -5,6 +5,8 @@ Legend: h, w height and width of what is returned; H, W of the whole upright ima
 
 from typing import NamedTuple
 
+import numpy as np
+
 from data_tools.decode import Pixels, decode_rgb, upright
 from data_tools.image_header import SWAPPED, ImageHeader, read_header, require_size
 from data_tools.jpeg_region import StoredBox, decode_part
@@ -40,6 +42,7 @@ def decode_region(
     *,
     at_least: tuple[int, int] | None = None,
     telemetry: Telemetry | None = None,
+    out: Pixels | None = None,
 ) -> Region:
     """The pixels of `box`, a rectangle of the upright image.
 
@@ -50,10 +53,14 @@ def decode_region(
         at_least: height and width the caller will resize the box to. The image is halved while
             decoding as long as the box keeps this size, which is faster and gives slightly other
             pixels: not for views whose targets are cached.
+        out: flat contiguous uint8 scratch, whose beginning is decoded into when it is long enough.
 
     Raises:
         DataError: as `decode_rgb`, and when the box leaves the image.
+        ValueError: when `out` is something else.
     """
+    if out is not None and (out.ndim != 1 or out.dtype != np.uint8 or not out.flags.c_contiguous):
+        raise ValueError(f"out is {out.dtype} {out.shape}: accepted is flat contiguous uint8")
     header = read_header(data)
     require_size(header, max_pixels)
     if not (
@@ -62,10 +69,10 @@ def decode_region(
     ):
         raise DataError(f"{box} is not inside an image of {header.width} x {header.height} pixels")
     if header.mcu is not None:
-        region = _part(data, header, box, _shrink(box, at_least))
+        region = _part(data, header, box, _shrink(box, at_least), out)
         if region is not None:
             return region
-    return Region(decode_rgb(data, max_pixels, telemetry=telemetry), 0, 0, 1)
+    return Region(decode_rgb(data, max_pixels, telemetry=telemetry, out=out), 0, 0, 1)
 
 
 def _shrink(box: Box, at_least: tuple[int, int] | None) -> int:
@@ -75,7 +82,9 @@ def _shrink(box: Box, at_least: tuple[int, int] | None) -> int:
     return next(fits, 1)
 
 
-def _part(data: bytes, header: ImageHeader, box: Box, shrink: int) -> Region | None:
+def _part(
+    data: bytes, header: ImageHeader, box: Box, shrink: int, out: Pixels | None
+) -> Region | None:
     """The box and a rim, at `shrink`; None where it has to be decoded whole."""
     assert header.mcu is not None
     size = header.height, header.width
@@ -87,7 +96,7 @@ def _part(data: bytes, header: ImageHeader, box: Box, shrink: int) -> Region | N
     part = StoredBox(top, left, bottom - top, right - left)
     if (part.height, part.width) == limits and shrink == 1:
         return None  # nothing is spared, and the whole decoder is the newer library
-    pixels = decode_part(data, (height, width), part, shrink)
+    pixels = decode_part(data, (height, width), part, shrink, out)
     if pixels is None:
         return None
     whole = limits[::-1] if header.orientation in SWAPPED else limits

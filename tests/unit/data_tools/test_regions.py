@@ -168,6 +168,23 @@ def test_without_the_library_the_pixels_are_the_same(monkeypatch: pytest.MonkeyP
     assert np.array_equal(inside(region, box), before)
 
 
+@pytest.mark.parametrize("kind", ["part", "whole", "progressive"])
+def test_pixels_land_in_scratch_that_is_long_enough(kind: str) -> None:
+    data = encode(photo(90, 120), progressive=kind == "progressive", quality=90)
+    box = Box(0, 0, 90, 120) if kind == "whole" else Box(20, 30, 20, 20)
+    wanted = decode_region(data, box, MANY)
+    scratch = np.full(90 * 120 * 3 + 7, 9, np.uint8)
+    found = decode_region(data, box, MANY, out=scratch)
+    assert np.shares_memory(found.pixels, scratch)
+    assert np.array_equal(found.pixels, wanted.pixels)
+    assert scratch[-7:].tolist() == [9] * 7
+    short = np.full(20 * 20 * 3 - 1, 9, np.uint8)
+    assert np.array_equal(decode_region(data, box, MANY, out=short).pixels, wanted.pixels)
+    assert (short == 9).all()
+    with pytest.raises(ValueError, match="flat contiguous uint8"):
+        decode_region(data, box, MANY, out=np.zeros((90, 120, 3), np.uint8))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_changed_bytes_give_pixels_or_a_data_error(draw: st.DataObject) -> None:
