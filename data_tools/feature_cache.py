@@ -1,6 +1,6 @@
 """The offline teacher cache: content-addressed folders of target tars, and a ledger.
 
-    <url>/targets-<digest>/header.json  covariance.npy
+    <url>/targets-<digest>/header.json  covariance.npy  made_with.json
                            view-<k>/<shard>.tar  composite-<k>/<shard>.tar
                            ledger/<shard>.json
 
@@ -20,6 +20,7 @@ from data_tools.covariance import COVARIANCE, Matrix, covariance_bytes, read_cov
 from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest, ShardRef, keys_digest
 from data_tools.shard import map_file
+from data_tools.software import MADE_WITH, read_software, software_bytes
 from data_tools.storage import LocalStore, ObjectStore, open_store
 from data_tools.target_tar import TargetShard
 from data_tools.verified import Buffer, Content, fetch_verified
@@ -31,6 +32,7 @@ from dpal.record import Kind, RecordLayout
 from dpal.targets import TargetDefinition, TargetHeader
 
 HEADER = "header.json"
+NEIGHBOURS = 20  # other caches that are looked at to tell what a missing one differs in
 
 
 class SeriesRow(NamedTuple):
@@ -106,7 +108,10 @@ class TargetCache:
         """Publish header and covariance, or take what another writer published first.
 
         The header comes last: a cache whose header is there has all that its calibration fitted.
+        The software that fitted it is noted beside it, for people to read.
         """
+        if not store.exists(HEADER):
+            store.put_if_absent(MADE_WITH, software_bytes())
         if covariance is not None:
             store.put_if_absent(COVARIANCE, covariance_bytes(covariance, header.digest))
         store.put_if_absent(HEADER, header.to_json())
@@ -126,6 +131,12 @@ class TargetCache:
             )
         data = self.store.get(COVARIANCE)
         return read_covariance(data, self.header.digest, self.header.width, where)
+
+    def software(self) -> dict[str, str]:
+        """What the cache was made with; empty for a cache that does not say."""
+        if not self.store.exists(MADE_WITH):
+            return {}
+        return read_software(self.store.get(MADE_WITH))
 
     def finished(self) -> set[str]:
         """Names of the image shards whose targets are complete."""
@@ -248,10 +259,34 @@ def open_cache(
     others = [name for name in beside.list("targets-") if name.endswith(f"/{HEADER}")]
     hint = ""
     if others:
-        other = TargetHeader.from_json(beside.get(others[-1])).definition
-        hint = f"; {others[-1].split('/')[0]} there differs in "
-        hint += ", ".join(definition.differences(other))
+        near, differing = min(
+            ((name, _differing(beside, name, definition)) for name in others[-NEIGHBOURS:]),
+            key=lambda pair: len(pair[1]),
+        )
+        hint = f"; {near.split('/')[0]} there differs in {', '.join(differing)}"
     raise DataError(f"no targets for this recipe in {recipe.cache.url!r}: run `dpal cache`{hint}")
+
+
+def _differing(store: ObjectStore, name: str, definition: TargetDefinition) -> list[str]:
+    """In which fields the cache with header `name` is of something else."""
+    try:
+        return definition.differences(TargetHeader.from_json(store.get(name)).definition)
+    except DataError:
+        return ["its header, which is damaged"]
+
+
+def finished_part(manifest: Manifest, caches: Sequence[TargetCache]) -> Manifest:
+    """The shards of `manifest` whose targets are complete in every cache, in their order.
+
+    Raises:
+        DataError: when there is none.
+    """
+    finished = [cache.finished() for cache in caches]
+    shards = tuple(ref for ref in manifest.shards if all(ref.name in names for names in finished))
+    if not shards:
+        urls = ", ".join(repr(cache.store.url) for cache in caches)
+        raise DataError(f"no shard has all of its targets yet in {urls}: run `dpal cache` first")
+    return Manifest(shards, manifest.rejected)
 
 
 def finished_shards(store: ObjectStore) -> set[str]:

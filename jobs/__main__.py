@@ -187,6 +187,13 @@ def _diagnose(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _parity(arguments: argparse.Namespace) -> int:
+    from jobs.parity import run_parity
+
+    file = Path(arguments.json) if arguments.json else None
+    return run_parity(_recipe(arguments), arguments.n, arguments.seed, file)
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     words = tuple(arguments.overrides)
     if arguments.measure:
@@ -279,6 +286,12 @@ def _parser() -> argparse.ArgumentParser:
     recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
     recipe_verb("report", _stage("jobs.report"), "one self-contained page about the run")
     recipe_verb("run", _stage("jobs.run"), "all stages; skips what is done")
+    parity = verb("parity", _parity, "compare cached targets with the teachers themselves")
+    parity.add_argument("recipe", help="recipe file")
+    parity.add_argument("-n", type=int, default=32, help="samples (default 32)")
+    parity.add_argument("--seed", type=int, default=0, help="another one draws other samples")
+    parity.add_argument("--json", metavar="FILE", help="write the figures for machines too")
+    parity.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe overrides")
     ablate = verb("ablate", _ablate, "a grid of runs and one table; skips what is done")
     ablate.add_argument("grid", help="grid file")
     ablate.add_argument("--workers", type=int, default=1, help="runs at once (default 1)")
