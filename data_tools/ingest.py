@@ -14,16 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, groupby
 from threading import BoundedSemaphore
 
-from data_tools.ledger import TRAIN, VALIDATION, Found, Ledger, Reject, Sample
-from data_tools.policy import POLICY_VERSION, Kept, Refused, Verdict, judge, settings
+from data_tools.ledger import TRAIN, VALIDATION, Ledger
+from data_tools.ledger_rows import Found
+from data_tools.policy import Kept, Refused, Verdict, judge, settings
 from data_tools.source import Item, Source
 from data_tools.spool import Spool
 from data_tools.storage import ObjectStore
 from dpal.base.errors import DataError
 from dpal.base.inputs import Data
 from dpal.base.progress import Progress
-
-__all__ = ["POLICY_VERSION", "SCAN_FOLDER", "Ledger", "Reject", "Sample"]
 
 SCAN_FOLDER = "scan"
 SLICE = 1024

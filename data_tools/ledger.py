@@ -5,17 +5,25 @@ process ends, however it ends. It lies in the folder of temporary files (`TMPDIR
 outlive a killed process lies in the destination instead (data_tools/ingest.py).
 """
 
-import json
 import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
+from data_tools.ledger_rows import (
+    Found,
+    Reject,
+    Sample,
+    found_of,
+    item_row,
+    sample_of,
+    to_blob,
+    to_text,
+)
 from data_tools.near_duplicates import find_alike
 from data_tools.policy import Kept, Reason, Refused, Verdict
-from data_tools.source import Corners, Item
 from data_tools.spool import Spool
 from dpal.base.errors import StorageError
 
@@ -31,51 +39,6 @@ _TABLES = (
     "kept(key TEXT PRIMARY KEY, n INT) WITHOUT ROWID",
     "spooled(key TEXT PRIMARY KEY, start INT) WITHOUT ROWID",
 )
-
-
-class Found(NamedTuple):
-    """One item of one source, before its picture is read."""
-
-    source: int
-    item: Item
-
-
-class Reject(NamedTuple):
-    """One item that is not kept, and why."""
-
-    source: str
-    reason: Reason
-    detail: str
-
-
-class Sample(NamedTuple):
-    """One kept image.
-
-    Attributes:
-        key: first 32 hex digits of the SHA-256 of its bytes.
-        name: of its item, below its source.
-        source: index of that source.
-        picture: what that source is asked for.
-        box: the person to cut out; None for the whole picture.
-        kind: `jpg` or `png`.
-        size: bytes.
-        height: pixels, upright.
-        width: pixels, upright.
-        facts: JSON of what else its sample says; '' for nothing.
-        spooled: where its bytes begin in `Ledger.spool`; -1: not there.
-    """
-
-    key: str
-    name: str
-    source: int
-    picture: str
-    box: Corners | None
-    kind: str
-    size: int
-    height: int
-    width: int
-    facts: str
-    spooled: int
 
 
 class Ledger:
@@ -112,7 +75,7 @@ class Ledger:
             self._db.executemany(
                 "INSERT INTO items(source, name, picture, size, version, box, facts)"
                 " VALUES(?, ?, ?, ?, ?, ?, ?)",
-                (_item_row(one) for one in found),
+                (item_row(one) for one in found),
             )
         return self.num_items - before
 
@@ -131,7 +94,7 @@ class Ledger:
                     " WHERE n >= ? AND n < ? ORDER BY n",
                     (first, first + length),
                 ).fetchall()
-            yield first, [_found(row) for row in rows]
+            yield first, [found_of(row) for row in rows]
 
     def add_verdicts(
         self, first: int, found: Sequence[Found], verdicts: Sequence[Verdict], parts: Sequence[int]
@@ -165,9 +128,9 @@ class Ledger:
             )
             self._reject(
                 Reject(
-                    self._place(source, _text(name)),
+                    self._place(source, to_text(name)),
                     "duplicate",
-                    f"same bytes as {self._place(other, _text(other_name))}",
+                    f"same bytes as {self._place(other, to_text(other_name))}",
                 )
                 for source, name, other, other_name in rows
             )
@@ -188,7 +151,7 @@ class Ledger:
                     (one.key,),
                 ).fetchone()
                 detail = f"{one.distance} of 64 bits differ from {one.kept}, which is kept"
-                self._reject([Reject(self._place(source, _text(name)), "near_duplicate", detail)])
+                self._reject([Reject(self._place(source, to_text(name)), "near_duplicate", detail)])
                 self._db.execute("DELETE FROM kept WHERE key = ?", (one.key,))
 
     def num_samples(self, part: int | None = None) -> int:
@@ -211,7 +174,7 @@ class Ledger:
                 (part,),
             )
             while rows := cursor.fetchmany(count):
-                yield [_sample(row) for row in rows]
+                yield [sample_of(row) for row in rows]
 
     @property
     def counts(self) -> tuple[tuple[Reason, int], ...]:
@@ -223,7 +186,7 @@ class Ledger:
     def rejects(self) -> Iterator[Reject]:
         """All rejects, sorted."""
         rows = self._rows("SELECT source, reason, detail FROM rejects ORDER BY 1, 2, 3")
-        return (Reject(_text(row[0]), row[1], _text(row[2])) for row in rows)
+        return (Reject(to_text(row[0]), row[1], to_text(row[2])) for row in rows)
 
     def _place(self, source: int, name: str) -> str:
         """An item as a user would name it."""
@@ -232,7 +195,7 @@ class Ledger:
     def _reject(self, rejects: Iterable[Reject]) -> None:
         self._db.executemany(
             "INSERT INTO rejects VALUES(?, ?, ?)",
-            ((_blob(one.source), one.reason, _blob(one.detail)) for one in rejects),
+            ((to_blob(one.source), one.reason, to_blob(one.detail)) for one in rejects),
         )
 
     def _rows(self, query: str) -> Iterator[tuple[Any, ...]]:
@@ -258,50 +221,3 @@ def _errors() -> Iterator[None]:
             f"cannot keep the list of images in temporary files of {folder!r}: {error}; set TMPDIR "
             "to a folder with room"
         ) from None
-
-
-def _item_row(found: Found) -> tuple[Any, ...]:
-    item = found.item
-    picture = None if item.picture == item.name else _blob(item.picture)
-    box = None if item.box is None else json.dumps(item.box)
-    facts = json.dumps(item.facts) if item.facts else ""
-    return found.source, _blob(item.name), picture, item.size, item.version, box, facts
-
-
-def _found(row: tuple[Any, ...]) -> Found:
-    source, name, picture, size, version, box, facts = row
-    text = _text(name)
-    return Found(
-        source,
-        Item(
-            text,
-            text if picture is None else _text(picture),
-            size,
-            version,
-            _corners(box),
-            json.loads(facts) if facts else {},
-        ),
-    )
-
-
-def _sample(row: tuple[Any, ...]) -> Sample:
-    key, name, source, picture, box, *rest = row
-    text = _text(name)
-    where = text if picture is None else _text(picture)
-    return Sample(key, text, source, where, _corners(box), *rest)
-
-
-def _corners(text: str | None) -> Corners | None:
-    if text is None:
-        return None
-    left, top, right, bottom = json.loads(text)
-    return left, top, right, bottom
-
-
-def _blob(text: str) -> bytes:
-    """Text as bytes that sort as it does; a file's name may be no valid Unicode."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from data_tools.ingest import check_rejects, list_items, survey
-from data_tools.ledger import TRAIN, VALIDATION, Ledger, Sample
+from data_tools.ledger import TRAIN, VALIDATION, Ledger
+from data_tools.ledger_rows import Sample
 from data_tools.manifest import Manifest
 from data_tools.policy import POLICY_VERSION, sample_bytes
 from data_tools.scene_source import SceneFolder
