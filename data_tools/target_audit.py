@@ -5,6 +5,7 @@ import hashlib
 from data_tools.audit import Finding, audit_each
 from data_tools.covariance import COVARIANCE
 from data_tools.feature_cache import HEADER, LedgerRow, TargetCache
+from data_tools.software import MADE_WITH
 from data_tools.storage import ObjectStore
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
@@ -23,7 +24,7 @@ def audit_targets(store: ObjectStore) -> list[Finding]:
     names = set(store.list())
     ledger = sorted(name for name in names if name.startswith("ledger/"))
     findings = _covariance_findings(cache) if COVARIANCE in names else []
-    known = {HEADER, COVARIANCE, *ledger}
+    known = {HEADER, COVARIANCE, MADE_WITH, *ledger}
 
     def audit(name: str) -> list[Finding]:
         try:

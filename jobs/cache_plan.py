@@ -11,7 +11,7 @@ import numpy as np
 from data_tools.backgrounds import BackgroundPool
 from data_tools.covariance import COVARIANCE
 from data_tools.feature_cache import HEADER, TargetCache, open_cache
-from data_tools.manifest import Manifest
+from data_tools.manifest import Manifest, manifest_of
 from data_tools.storage import ObjectStore
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
@@ -88,8 +88,13 @@ def cache_of(
     pool: BackgroundPool,
     telemetry: Telemetry | None = None,
 ) -> TargetCache:
-    """The recipe's complete cache, for training. Raises DataError when it is not complete."""
-    cache = open_cache(recipe, definition_of(recipe, manifest, pool), telemetry)
+    """The recipe's cache, for training on `manifest`: all of its shards, or a part of them.
+
+    Raises:
+        DataError: when targets of one of the shards are missing.
+    """
+    whole = manifest_of(recipe) if recipe.train.partial else manifest
+    cache = open_cache(recipe, definition_of(recipe, whole, pool), telemetry)
     cache.require_complete(manifest)
     return cache
 

@@ -17,7 +17,7 @@ from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
 from data_tools.local_cache import open_local_cache
-from data_tools.manifest import Manifest, manifest_of
+from data_tools.manifest import Manifest
 from data_tools.order import Order, num_lanes
 from data_tools.raw_samples import RawSamples
 from data_tools.saip_samples import SaipSamples
@@ -42,7 +42,9 @@ from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate
 from jobs.cache_plan import cache_of, covariance_of, single_teacher_recipes, teacher_of
+from jobs.learned import learned_line, learned_manifest
 from jobs.metrics import open_telemetry
+from jobs.parity import require_parity
 from jobs.saved_recipe import credentials, save_recipe
 from jobs.stage import StageResult
 
@@ -55,7 +57,7 @@ def run(recipe: Recipe) -> StageResult:
         ConfigError, DataError, StorageError: what a user can mend.
     """
     layout = RunLayout(recipe.run_dir)
-    manifest = manifest_of(recipe)
+    manifest = learned_manifest(recipe)
     total = Schedule.of(recipe, manifest.num_samples).total
     restored = checkpoint.latest(layout.checkpoints)
     if restored is not None:
@@ -91,9 +93,13 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
         )
         pool = load_backgrounds(recipe)
         sources, caches = target_sources(recipe, manifest, pool, telemetry)
+        found = checkpoint.latest(layout.checkpoints)
+        if world.rank == 0:
+            step = found.step if found is not None else 0
+            _tell(learned_line(recipe, manifest))
+            _tell(require_parity(recipe, manifest, pool, caches, step))
         task = build_task(recipe, sources, layout.teacher)
         source = make_loader(recipe, manifest, pool, task, caches, world, telemetry)
-        found = checkpoint.latest(layout.checkpoints)
         restored = checkpoint.load(found) if found is not None else None
         engine = Engine(task, recipe.train, world, restored)
         events = EventLog(layout.events, enabled=world.rank == 0)
@@ -175,6 +181,11 @@ def make_loader(
         copies=copies,
         telemetry=telemetry,
     )
+
+
+def _tell(line: str) -> None:
+    if line:
+        print(line, flush=True)
 
 
 def _write_start(events: EventLog, engine: Engine, world: World) -> None:

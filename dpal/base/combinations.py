@@ -41,6 +41,11 @@ def _training(recipe: "Recipe") -> str:
                 f"train.{key}={getattr(train, key)} is above the peak train.lr={train.lr}; "
                 "accepted are values up to it"
             )
+    if train.partial and (train.targets == "online" or not recipe.aligned_teachers):
+        return (
+            "train.partial=true has no effect without cached targets; accepted is to leave it out, "
+            "or train.targets=cached with a method that has targets"
+        )
     return ""
 
 
