@@ -9,7 +9,6 @@ Legend: h, w height and width of a region, in scaled pixels of the stored (not u
 """
 
 import ctypes
-import ctypes.util
 import importlib.metadata
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,6 +18,8 @@ import numpy as np
 # turbojpeg.h: enum TJINIT, enum TJPF and enum TJPARAM
 _DECOMPRESS, _RGB = 1, 0
 _STOP_ON_WARNING, _WIDTH, _HEIGHT = 0, 5, 6
+
+_SYSTEM = ("libturbojpeg.so.0", "libturbojpeg.dylib")  # what the loader's own search may find
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -106,7 +107,7 @@ def _decode(
 @cache
 def _library() -> ctypes.CDLL | None:
     """The first libturbojpeg of version 3 that can be loaded."""
-    for path in (ctypes.util.find_library("turbojpeg"), _inside_wheel()):
+    for path in (*_SYSTEM, _inside_wheel()):
         try:
             if path:
                 return _declare(ctypes.CDLL(path))
