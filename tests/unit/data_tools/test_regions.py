@@ -1,6 +1,7 @@
 """Decoding a box alone gives exactly the pixels that decoding everything gives."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -183,6 +184,20 @@ def test_pixels_land_in_scratch_that_is_long_enough(kind: str) -> None:
     assert (short == 9).all()
     with pytest.raises(ValueError, match="flat contiguous uint8"):
         decode_region(data, box, MANY, out=np.zeros((90, 120, 3), np.uint8))
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    pictures = [encode(photo(100 + seed, 150, seed)) for seed in range(8)]
+    whole = [decode_rgb(data, MANY) for data in pictures]
+
+    def check(number: int) -> bool:
+        index, box = number % 8, Box(number % 60, number % 90, 31, 40)
+        found = inside(decode_region(pictures[index], box, MANY), box)
+        wanted = whole[index][box.top : box.top + 31, box.left : box.left + 40]
+        return np.array_equal(found, wanted)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(check, range(400)))
 
 
 @settings(max_examples=300, deadline=None)
