@@ -19,6 +19,7 @@ from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
 from data_tools.manifest import load_manifest
 from data_tools.order import Order
+from data_tools.raw_samples import RawSamples
 from data_tools.skips import SkipList
 from data_tools.storage import open_store
 from data_tools.synthetic import draw_person
@@ -129,18 +130,22 @@ def made_loader(
     threads: int = 1,
     prefetch: int = 1,
 ) -> Loader:
-    """All views of the recipe's images, joined with the targets of `caches`."""
+    """All views of the recipe's images, joined with the targets of `caches`.
+
+    With `train.render=device` its batches are `RawBatch`es.
+    """
     store = open_store(recipe.data.shards, recipe.storage)
     manifest, plan = load_manifest(store), ViewPlan(recipe.seed, recipe.views)
     sizes = [ref.num_samples for ref in manifest.shards]
     order = Order(recipe.seed, sizes, global_batch=BATCH, lanes=BATCH, window=4)
     needs = Needs(crops=True, composite=True)
     at_once = order.shards_at_once(1)
+    samples = RawSamples if recipe.train.render == "device" else AlignedSamples
     return Loader(
         store,
         manifest,
         order,
-        AlignedSamples(manifest, plan, pool, needs, caches, shards_at_once=at_once),
+        samples(manifest, plan, pool, needs, caches, shards_at_once=at_once),
         Slice(BATCH, BATCH, 0, 1),
         skips=SkipList(0, recipe.run_dir / "skipped.jsonl"),
         max_pixels=recipe.data.max_pixels,
