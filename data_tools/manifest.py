@@ -14,8 +14,8 @@ from dpal.base.recipe import Recipe
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\.tar$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\.tar\Z")
+_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class ShardRef(NamedTuple):

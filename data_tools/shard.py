@@ -50,7 +50,7 @@ class Shard:
         span = self._metas[index]
         try:
             meta = json.loads(self._read(span)) if span is not None else None
-        except ValueError:
+        except (ValueError, RecursionError):
             meta = None
         if not isinstance(meta, dict):
             raise DataError(
