@@ -71,6 +71,13 @@ def _shard(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.unused:
+        from jobs.unused import run_unused
+
+        files = arguments.recipes or ()
+        return run_unused(arguments.url, files, delete=arguments.delete, as_json=arguments.json)
+    if arguments.recipes or arguments.delete:
+        raise ConfigError("--recipes and --delete have no effect without --unused")
     from jobs.audit import run_audit
 
     return run_audit(arguments.url, Storage(), decode=arguments.decode, as_json=arguments.json)
@@ -274,13 +281,16 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     shard = verb("shard", _shard, "person images -> WebDataset shards + manifest")
-    shard.add_argument("source", nargs="+", help="folders or URLs of images")
+    shard.add_argument("source", nargs="+", help="folders, tables, annotations or tars; or URLs")
     shard.add_argument("dest", help="folder or URL for the shards")
     shard.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="data.KEY")
     audit = verb("audit", _audit, "verify shards, target caches and folders of tars")
     audit.add_argument("url", help="folder or URL; what lies in it is told by itself")
     audit.add_argument("--decode", action="store_true", help="decode every image, too")
     audit.add_argument("--json", action="store_true", help="print one JSON object")
+    audit.add_argument("--unused", action="store_true", help="target caches that no recipe needs")
+    audit.add_argument("--recipes", nargs="+", metavar="RECIPE", help="whose targets are to stay")
+    audit.add_argument("--delete", action="store_true", help="delete what is unused")
     recipe_verb("cache", _stage("jobs.cache_features"), "teacher targets for every pinned view")
     recipe_verb("train", _stage("jobs.train"), "train the student; resumes by itself")
     recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
