@@ -19,9 +19,11 @@ from PIL import Image
 
 from data_tools.decode import Pixels, decode_rgb, read_header, sniff
 from data_tools.person_facts import BOXES, PLACED, moved
+from data_tools.regions import decode_region
 from data_tools.source import Corners, Item
 from dpal.base.errors import DataError
 from dpal.base.inputs import Data
+from dpal.views import Box
 
 POLICY_VERSION = 1  # raise it whenever the same file would be judged otherwise
 KEY_DIGITS = 32
@@ -117,10 +119,15 @@ def sample_bytes(contents: bytes, box: Corners | None, data: Data) -> bytes:
     """
     if _is_kept_whole(box, data):
         return contents
-    one = made(decode_rgb(contents, data.max_pixels), box, {}, data)
-    if one is None:
+    header = read_header(contents)
+    area = _cut(box, data.margin, header.height, header.width)
+    if area is None:
         raise DataError(f"box {box} lies outside its picture")
-    return one.contents
+    left, top, right, bottom = area
+    wanted = Box(top, left, bottom - top, right - left)
+    region = decode_region(contents, wanted, data.max_pixels)
+    top, left = top - region.top, left - region.left
+    return _encoded(region.pixels[top:, left:][: wanted.height, : wanted.width], {}, data).contents
 
 
 def made(pixels: Pixels, box: Corners | None, facts: dict[str, Any], data: Data) -> Made | None:
@@ -130,7 +137,12 @@ def made(pixels: Pixels, box: Corners | None, facts: dict[str, Any], data: Data)
         return None
     left, top, right, bottom = area
     told = moved(facts, left, top, right - left, bottom - top)
-    cut = np.ascontiguousarray(pixels[top:bottom, left:right])  # [H, W, 3]
+    return _encoded(pixels[top:bottom, left:right], told, data)
+
+
+def _encoded(cut: Pixels, told: dict[str, Any], data: Data) -> Made:
+    """A cut of a picture, scaled and encoded."""
+    cut = np.ascontiguousarray(cut)  # [H, W, 3]
     quality, sampling = CROP_QUALITY, CROP_SAMPLING
     if data.encode == "jpeg":
         quality, sampling = data.jpeg_quality, JPEG_SAMPLING

@@ -263,13 +263,18 @@ def test_spooled_or_made_again_a_crop_has_the_same_bytes(
     from data_tools.spool import Spool
 
     decodes = []
-    decode = policy.decode_rgb
 
-    def counting(data: bytes, max_pixels: int):
-        decodes.append(1)
-        return decode(data, max_pixels)
+    def counted(name: str) -> None:
+        decode = getattr(policy, name)
 
-    monkeypatch.setattr(policy, "decode_rgb", counting)
+        def counting(*args: object) -> object:
+            decodes.append(1)
+            return decode(*args)
+
+        monkeypatch.setattr(policy, name, counting)
+
+    counted("decode_rgb")  # of all persons of a picture
+    counted("decode_region")  # of one that is made again
     table = write_table(tmp_path / "in")
     data = Data(images=("persons.csv",), samples_per_shard=5)
     first = build_shards([str(table)], str(tmp_path / "all"), data, Storage())
