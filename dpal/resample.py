@@ -22,7 +22,7 @@ from dpal.batch import Pictures
 FRACTION_BITS = 22  # libImaging/Resample.c: PRECISION_BITS
 REACH = 2.0  # of the cubic, in output pixels when shrinking, else in source pixels
 SHARPNESS = -0.5  # the parameter a of the cubic (Keys 1981, eq. 8)
-_LARGEST_PART = 12  # 2^11 in magnitude: TF32 holds such parts too
+_LARGEST_PART = 12  # bits of a low part; the high part then has as many
 _MOST_TAPS = 512  # beyond, sums of parts might not fit into float32
 _NUMBERS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 25}  # of window pixels, bounds the memory
 
@@ -89,6 +89,8 @@ def render_boxes(
         size: h and w.
         order: of the Pillow that the others render with, see `dpal.pass_order`.
     """
+    # A shortened product (TF32, bfloat16) would round what must be exact.
+    assert torch.get_float32_matmul_precision() == "highest"
     device, numbers = pictures.pixels.device, numbers.astype(np.int64)
     index, top, left, height, width, _flip = numbers.T
     down_first = order(pictures.sizes[index], size)
