@@ -3,8 +3,8 @@
 Both sides go through the codec before they are compared, so what a codec costs is no difference:
 
     stored  = decode(record)              written = decode(encode(teacher's tokens))
-    cosine  = cos(stored, written)        of standardised tokens, CLS and patches
-    step    = largest number of a group / limit       of what the codec rounds (`dpal.quantise`)
+    cosine  = cos(stored, written)        of what the codec rounds: turned or standardised tokens
+    step    = largest number of a group / limit, as in `dpal.quantise`
     excess  = max |stored - written| / (step + noise * largest number of the token)
 
 One step is what rounding may do to two numbers that are nearly equal; `noise` is how much two
@@ -46,13 +46,21 @@ class Compared(NamedTuple):
         cosines: of every token, the CLS token first [B, 1 + N].
         steps: largest difference of a patch number in steps [B].
         excess: largest difference as a share of what is accepted [B].
-        codec_cosines: of the teacher's own patch tokens with the stored ones [B, N].
+        codec_cosines: of the teacher's own patch tokens with the stored ones, both standardised
+            [B, N].
     """
 
     cosines: np.ndarray
     steps: np.ndarray
     excess: np.ndarray
     codec_cosines: np.ndarray
+
+
+class _Numbers(NamedTuple):
+    """Tokens as their codec sees them: standardised CLS [B, D], patches [B, N, C]."""
+
+    cls: np.ndarray
+    patches: np.ndarray
 
 
 def bounds_of(storage: str, precision: str) -> Bounds:
@@ -79,23 +87,23 @@ def compare(
     specs = np.ascontiguousarray(records[:, : layout.cls_start]).view("<u2")  # [B, S]
     again = encode_batch(cls, patches, specs, header, kind)
     stored, written = (_decoded(rows, header, kind) for rows in (records, again))
-    ours = _standardised(stored, header)
-    cosines = _cosines(ours, _standardised(written, header))  # [B, 1 + N]
     with np.errstate(all="ignore"):
-        codes, wanted = (_code_domain(tokens[1], header) for tokens in (stored, written))
-        difference = np.abs(codes - wanted)  # [B, N, C]
-        largest = np.abs(wanted).max(axis=2, keepdims=True)  # [B, N, 1]
-        step = _steps(wanted, layout.storage)  # [B, N, C]
+        codes, wanted = (_rounded_numbers(tokens, header) for tokens in (stored, written))
+        difference = np.abs(codes.patches - wanted.patches)  # [B, N, C]
+        largest = np.abs(wanted.patches).max(axis=2, keepdims=True)  # [B, N, 1]
+        step = _steps(wanted.patches, layout.storage)  # [B, N, C]
         excess = _ratio(difference, step + noise * largest).max(axis=(1, 2))
-        off = np.abs(ours[:, 0] - _standardised(written, header)[:, 0])  # CLS, [B, D]
-        widest = np.abs(_standardised(written, header)[:, 0]).max(axis=1, keepdims=True)
-        cls_excess = _ratio(off, (1 / FLOAT_LIMITS["fp16"] + noise) * widest).max(axis=1)
-    told = _standardised((cls, patches), header)
+        widest = np.abs(wanted.cls).max(axis=1, keepdims=True)  # [B, 1]
+        cls_step = widest / FLOAT_LIMITS["fp16"]
+        cls_excess = _ratio(np.abs(codes.cls - wanted.cls), cls_step + noise * widest).max(axis=1)
+    own = ((tokens - header.patch_mean) / header.patch_std for tokens in (patches, stored[1]))
     return Compared(
-        cosines,
+        np.concatenate(
+            [_cosines(codes.cls, wanted.cls)[:, None], _cosines(codes.patches, wanted.patches)], 1
+        ),
         _ratio(difference, step).max(axis=(1, 2)),
         np.maximum(excess, cls_excess),
-        _cosines(told, ours)[:, 1:],
+        _cosines(*own),
     )
 
 
@@ -104,19 +112,14 @@ def _decoded(records: np.ndarray, header: TargetHeader, kind: Kind) -> tuple[np.
     return cls.numpy(), patches.numpy()
 
 
-def _standardised(tokens: tuple[np.ndarray, ...], header: TargetHeader) -> np.ndarray:
-    """CLS and patches in one array, every channel with the header's statistics [B, 1 + N, D]."""
+def _rounded_numbers(tokens: tuple[np.ndarray, ...], header: TargetHeader) -> _Numbers:
+    """What a codec rounds of tokens; fp32, which rounds nothing, standardised."""
     cls, patches = tokens
-    own = (cls - header.cls_mean) / header.cls_std
-    return np.concatenate([own[:, None], (patches - header.patch_mean) / header.patch_std], axis=1)
-
-
-def _code_domain(patches: np.ndarray, header: TargetHeader) -> np.ndarray:
-    """What a codec rounds of patch tokens [B, N, D]; fp32, which rounds nothing, standardised."""
     if header.layout("view").storage == "fp32":
-        own: np.ndarray = (patches - header.patch_mean) / header.patch_std
-        return own
-    return stored_patches(patches, header)
+        patches = (patches - header.patch_mean) / header.patch_std
+    else:
+        patches = stored_patches(patches, header)
+    return _Numbers((cls - header.cls_mean) / header.cls_std, patches)
 
 
 def _steps(values: np.ndarray, storage: str) -> np.ndarray:

@@ -270,21 +270,22 @@ class _Rows:
 
 
 def draw_places(recipe: Recipe, manifest: Manifest, samples: int, seed: int) -> list[Place]:
-    """Random samples, a few of each of random shards, at random epochs, so of any view.
+    """Random samples of random shards, in the order of shards, at random epochs: so of any view.
 
     Args:
         seed: another one draws others.
     """
     rng = generator(recipe.seed, "parity", recipe.name, seed)
     num_shards = min(len(manifest.shards), -(-samples // A_SHARD))
-    shards = rng.choice(len(manifest.shards), num_shards, replace=False)
+    shards = sorted(rng.choice(len(manifest.shards), num_shards, replace=False).tolist())
     epochs = recipe.views.count * max(1, recipe.views.composites)
     places: list[Place] = []
-    for turn in range(samples):
-        shard = int(shards[turn % num_shards])
-        row = int(rng.integers(manifest.shards[shard].num_samples))
-        places.append(Place(int(rng.integers(epochs)), shard, row))
-    return sorted(places, key=lambda place: place.shard)
+    for number, shard in enumerate(shards):
+        share = len(range(number, samples, num_shards))
+        size = manifest.shards[shard].num_samples
+        rows = rng.choice(size, share, replace=share > size)
+        places += [Place(int(rng.integers(epochs)), shard, int(row)) for row in sorted(rows)]
+    return places
 
 
 def _free(device: torch.device) -> None:
