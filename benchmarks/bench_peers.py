@@ -54,6 +54,7 @@ class Entry:
     whole: bool | None = None
     version: str = ""
     settings: str = ""
+    caches: bool = False
     error: str = ""
 
     def median(self, of: str) -> float:
@@ -117,6 +118,7 @@ def race(course: Course, workers: int, rounds: int, scratch: Path) -> list[Entry
                 entry.process = course.start(entry.name, workers, place)
                 opened = entry.process.tell("open")
                 entry.version, entry.settings = opened["version"], opened["settings"]
+                entry.caches = opened["caches"]
                 if entry.name != SCAN:
                     sums = entry.process.tell("check", number=0)["sums"]
                     entry.whole = pixels_digest(sums) == course.truth.pixels
@@ -125,8 +127,8 @@ def race(course: Course, workers: int, rounds: int, scratch: Path) -> list[Entry
                 if entry.process is None:
                     continue
                 with _or_out(entry):
-                    if course.bucket:
-                        entry.process.tell("open")  # caches start empty
+                    if course.bucket and entry.caches:
+                        entry.process.tell("open")  # with an empty cache
                     entry.laps.append(entry.process.lap(number))
     finally:
         for entry in entries:

@@ -54,6 +54,7 @@ class Contestant:
         return {
             "version": version(distribution) if distribution else "",
             "settings": self.module.SETTINGS,
+            "caches": getattr(self.module, "CACHES", False),
             "seconds": seconds,
         }
 
