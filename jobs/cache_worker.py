@@ -1,25 +1,27 @@
 """One shard of images to one shard of targets; knows nothing of Ray.
 
-Decoding and rendering of the next batch run in threads while the teacher works on this one.
+Two shards may be in work at once, in two threads. One of them has the teacher; the other is
+fetched, decoded and rendered ahead, or is being written. So nothing but the teacher is waited for.
 
-Legend: B images of a batch, S spec numbers.
+Legend: B images of a batch.
 """
 
+import logging
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import NamedTuple
+from threading import Lock
 
 import numpy as np
 import torch
 
 from data_tools.backgrounds import load_backgrounds
-from data_tools.composites import Composer, Neighbours
-from data_tools.decode import decode_rgb
 from data_tools.feature_cache import (
     TargetCache,
     kind_of,
+    ledger_name,
     open_cache,
     open_cache_store,
     series_of,
@@ -34,30 +36,18 @@ from dpal.calibration import fit_calibration
 from dpal.model.teacher import Teacher
 from dpal.model.tokens import Tokens
 from dpal.pixels import noisy_pixels
-from dpal.record import spec_numbers
 from dpal.targets import encode_batch
-from dpal.views import ViewPlan, render
+from dpal.views import ViewPlan
+from jobs.cache_batches import Renderer, Seen
+from jobs.cache_forward import HalvingForward
 from jobs.cache_plan import definition_of, is_calibrated, teacher_of
 
-AHEAD = 2  # batches that are decoded ahead of the teacher
-
-
-class Seen(NamedTuple):
-    """One view of a sample, or of a batch with B in front.
-
-    Attributes:
-        pixels: uint8 [H, W, 3], clean.
-        specs: its numbers, uint16 [S].
-        noise: `views.Photometric` that the teacher sees too, float32 [6]; empty for none.
-    """
-
-    pixels: np.ndarray
-    specs: np.ndarray
-    noise: np.ndarray
+LOG = logging.getLogger("dpal.cache")  # silent unless an actor opens it
+UNWRITTEN = 2  # batches whose records are made while the teacher works on the next
 
 
 class ShardWorker:
-    """Caches shards of one recipe, one at a time.
+    """Caches shards of one recipe; `cache_shard` may be called from two threads.
 
     Args:
         threads: CPU threads of the teacher, and of decoding.
@@ -75,8 +65,9 @@ class ShardWorker:
         self.store = open_store(recipe.data.shards, recipe.storage)
         self.manifest = manifest_of(recipe)
         self.pool = load_backgrounds(recipe)
-        self.composer = Composer(self.plan, self.pool)
+        self.renderer = Renderer(recipe, self.pool, threads)
         self.definition = definition_of(recipe, self.manifest, self.pool)
+        self._turn = Lock()  # whose holder has the teacher
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -86,6 +77,11 @@ class ShardWorker:
         if teacher.identity != self.definition.teacher:
             raise DataError("the teacher's weights changed while the job was starting; run again")
         return teacher.to(self.device)
+
+    @cached_property
+    def forward(self) -> HalvingForward:
+        """The teacher on batches, or on parts of them where memory is short."""
+        return HalvingForward(lambda pixels: self.teacher(pixels), self.recipe.teacher.batch_size)
 
     @cached_property
     def cache(self) -> TargetCache:
@@ -106,7 +102,7 @@ class ShardWorker:
         for ref in self.manifest.shards:
             shard = read_shard(self.store, ref, None)
             rows = range(min(missing, len(shard)))
-            for _start, batch in self._batches(shard, rows, ("view-0",)):
+            for _start, batch in self.renderer.batches(shard, rows, ("view-0",)):
                 tokens = self._tokens(batch["view-0"])
                 cls.append(tokens.cls.cpu().numpy())
                 patches.append(tokens.patches.cpu().numpy())
@@ -122,84 +118,93 @@ class ShardWorker:
     def cache_shard(self, ref: ShardRef) -> int:
         """Publish the targets of one shard; returns the number of images the teacher saw.
 
-        All series of the shard are held in memory until they are published together.
+        That is 0 for a shard whose targets are there, from whomever: the ledger is asked right
+        before the teacher begins. All series of a shard are held in memory until they are
+        published together.
         """
-        shard = read_shard(self.store, ref, None)
-        series = series_of(self.recipe.views)
+        if self.cache.store.exists(ledger_name(ref)):
+            return 0  # nothing is fetched
+        shard, series = read_shard(self.store, ref, None), series_of(self.recipe.views)
         tars = {name: TargetTarBuilder(shard.keys, self.cache.layout(name)) for name in series}
-        for start, batch in self._batches(shard, range(len(shard)), series):
-            for name, seen in batch.items():
-                tokens = self._tokens(seen)
-                cls, patches = tokens.cls.cpu().numpy(), tokens.patches.cpu().numpy()
-                try:
-                    kind = kind_of(name)
-                    records = encode_batch(cls, patches, seen.specs, self.cache.header, kind)
-                except DataError as error:
-                    raise DataError(f"shard {ref.name!r}: {error}") from None
-                tars[name].fill(start, records)
+        batches = self.renderer.batches(shard, range(len(shard)), series)
+        try:
+            first = next(batches, None)  # by now the threads render ahead
+            with self._turn:
+                asked = time.time()
+                if self.cache.store.exists(ledger_name(ref)):
+                    return 0
+                _note(asked, ref, "begun")
+                if first is not None:
+                    with _Records(self, ref, tars) as records:
+                        records.add(*first)
+                        for start, batch in batches:
+                            records.add(start, batch)
+        finally:
+            batches.close()  # type: ignore[attr-defined]  # so that no thread renders in vain
         built = {name: tar.to_bytes() for name, tar in tars.items()}
         self.cache.publish_shard(ref, shard.keys, built)
+        _note(time.time(), ref, "committed")
         return len(shard) * len(series)
+
+    def tokens_of(
+        self, shard: Shard, rows: Sequence[int], series: str
+    ) -> list[tuple[int, Seen, Tokens]]:
+        """What the teacher says about one series of some rows, computed as for the cache.
+
+        Returns:
+            For each batch: the place of its first row in `rows`, its views, their tokens.
+        """
+        return [
+            (start, batch[series], self._tokens(batch[series]))
+            for start, batch in self.renderer.batches(shard, rows, (series,))
+        ]
 
     def _tokens(self, seen: Seen) -> Tokens:
         """What the teacher says about a batch of views."""
         pixels = torch.from_numpy(seen.pixels)
         if seen.noise.size:
             pixels = noisy_pixels(pixels.to(self.device), torch.from_numpy(seen.noise))
-        return self.teacher(pixels)
+        return self.forward(pixels)
 
-    def _batches(
-        self, shard: Shard, rows: range, series: Sequence[str]
-    ) -> Iterator[tuple[int, dict[str, Seen]]]:
-        """(first row, {series: views of a batch}), always cut the same way."""
-        size = self.recipe.teacher.batch_size
-        waiting: deque[tuple[int, list[Future[dict[str, Seen]]]]] = deque()
-        with ThreadPoolExecutor(self.threads, "render") as threads:
-            try:
-                for start in range(0, len(rows), size):
-                    batch = rows[start : start + size]
-                    futures = [threads.submit(self._render, shard, row, series) for row in batch]
-                    waiting.append((start, futures))
-                    if len(waiting) > AHEAD:
-                        yield _stacked(*waiting.popleft())
-                while waiting:
-                    yield _stacked(*waiting.popleft())
-            finally:
-                for _start, futures in waiting:
-                    for future in futures:
-                        future.cancel()
 
-    def _render(self, shard: Shard, row: int, series: Sequence[str]) -> dict[str, Seen]:
-        """Every asked view of one sample, decoded once."""
-        key = shard.keys[row]
+class _Records:
+    """Turns tokens into records in a thread of its own, at most `UNWRITTEN` batches behind."""
+
+    def __init__(
+        self, worker: ShardWorker, ref: ShardRef, tars: dict[str, TargetTarBuilder]
+    ) -> None:
+        self.worker, self.ref, self.tars = worker, ref, tars
+        self._thread = ThreadPoolExecutor(1, "encode")
+        self._behind: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_Records":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_exc: object) -> None:
         try:
-            image = self._decoded(shard, row)
-            return {name: self._view(shard, row, image, name) for name in series}
+            while kind is None and self._behind:
+                self._behind.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+    def add(self, start: int, batch: dict[str, Seen]) -> None:
+        """Run the teacher on every series of a batch. Raises what the thread met before."""
+        for name, seen in batch.items():
+            tokens = self.worker._tokens(seen)
+            if len(self._behind) == UNWRITTEN:
+                self._behind.popleft().result()
+            self._behind.append(self._thread.submit(self._fill, name, start, tokens, seen.specs))
+
+    def _fill(self, name: str, start: int, tokens: Tokens, specs: np.ndarray) -> None:
+        cls, patches = tokens.cls.cpu().numpy(), tokens.patches.cpu().numpy()
+        header = self.worker.cache.header
+        try:
+            records = encode_batch(cls, patches, specs, header, kind_of(name))
         except DataError as error:
-            raise DataError(f"shard {shard.ref.name!r}, sample {key!r}: {error}") from None
-
-    def _view(self, shard: Shard, row: int, image: np.ndarray, series: str) -> Seen:
-        key, index, plan = shard.keys[row], int(series.rpartition("-")[2]), self.plan
-        pinned = plan.views.photometric == "pinned"
-        if kind_of(series) == "composite":
-            near = Neighbours(
-                row, len(shard), lambda other: (shard.keys[other], self._decoded(shard, other))
-            )
-            spec, pixels = self.composer.draw(key, index, image, near)
-        else:
-            spec = plan.base(key, index, (image.shape[0], image.shape[1]))
-            pixels = render(image, spec, plan.size)
-        kind = "base" if kind_of(series) == "view" else "composite"
-        noise = plan.pinned_photometric(key, kind, index) if pinned else ()
-        return Seen(pixels, spec_numbers(spec), np.array(noise, dtype=np.float32))
-
-    def _decoded(self, shard: Shard, row: int) -> np.ndarray:
-        return decode_rgb(shard.image_bytes(row), self.recipe.data.max_pixels)
+            raise DataError(f"shard {self.ref.name!r}: {error}") from None
+        self.tars[name].fill(start, records)
 
 
-def _stacked(start: int, futures: list[Future[dict[str, Seen]]]) -> tuple[int, dict[str, Seen]]:
-    samples = [future.result() for future in futures]
-    return start, {
-        name: Seen(*map(np.stack, zip(*(sample[name] for sample in samples), strict=True)))
-        for name in samples[0]
-    }
+def _note(at: float, ref: ShardRef, word: str) -> None:
+    """A line for the actor's log: unix time, shard, and what happened to it."""
+    LOG.info("%.3f shard %s %s", at, ref.name, word)

@@ -142,7 +142,7 @@ def test_an_image_that_does_not_decode_names_shard_and_sample(
     def refuse_the_fifth(data: bytes, max_pixels: int) -> np.ndarray:
         return decode_rgb(data[:200] if data == fifth else data, max_pixels)
 
-    monkeypatch.setattr("jobs.cache_worker.decode_rgb", refuse_the_fifth)
+    monkeypatch.setattr("jobs.cache_batches.decode_rgb", refuse_the_fifth)
     with pytest.raises(DataError, match=f"shard '{ref.name}', sample '{shard.keys[4]}'"):
         worker.cache_shard(ref)
     assert worker.cache.finished() == set()
