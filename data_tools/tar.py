@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from zlib import adler32
 
+import numpy as np
+
+from data_tools import tar_headers
 from dpal.base.errors import DataError
 
-BLOCK = 512
+BLOCK = tar_headers.BLOCK
 MAX_SHARD_BYTES = 2**36  # 64 GiB; what is fetched from a store has to fit into memory besides
 MAX_MEMBER_BYTES = 2**29  # 512 MiB: an encoded image, its JSON, or a record of targets
 MAX_MEMBERS = 2**18  # an index of so many takes about 100 MB
 MAX_TAIL_BYTES = 2**20  # zeros after the end; writers pad to 10 KiB
 _ZERO = bytes(BLOCK)
+_AT_ONCE = 256  # headers that are checked together
 _ADLER = 65521  # the low half of adler32 is 1 + the sum of the bytes, modulo this prime
 
 
@@ -47,6 +51,73 @@ def index_tar(data: bytes | mmap.mmap, name: str) -> tuple[Entry, ...]:
         raise DataError(
             f"shard {name!r} has {length} bytes: accepted are {MAX_SHARD_BYTES} (split it)"
         )
+    plain = _index_plain(data)
+    entries, offset = _index_any(data, name) if plain is None else plain
+    _check_end(data, offset, name)
+    return tuple(entries)
+
+
+def _index_plain(data: bytes | mmap.mmap) -> tuple[list[Entry], int] | None:
+    """All samples and where they end, of a tar without anything unusual; None for any other.
+
+    Takes two thirds of the time of `_index_any`, which has to give the same.
+    """
+    entries: list[Entry] = []
+    members: dict[str, Span] = {}
+    seen: set[str] = set()
+    offset, key, count, at_end = 0, "", 0, False
+    while not at_end:
+        headers, offsets, offset, at_end = _walk(data, offset)
+        found = tar_headers.plain_headers(
+            np.frombuffer(b"".join(headers), dtype=np.uint8).reshape(-1, BLOCK)
+        )
+        count += len(headers)
+        if offset < 0 or found is None or count > MAX_MEMBERS:
+            return None
+        spans = map(Span._make, zip(offsets, found.sizes.tolist(), strict=True))
+        for member, span in zip(found.names, spans, strict=True):
+            member_key, _dot, extension = member.partition(".")
+            if member_key != key:
+                if member_key in seen:
+                    return None
+                key, members = member_key, {}
+                seen.add(key)
+                entries.append(Entry(key, members))
+            if not extension or extension in members:
+                return None
+            members[extension] = span
+    return entries, offset
+
+
+def _walk(data: bytes | mmap.mmap, offset: int) -> tuple[list[bytes], list[int], int, bool]:
+    """Follow the sizes of some members from `offset` on, which are not checked yet.
+
+    Returns:
+        Header blocks, where the members' bytes begin, the offset of what comes after them, -1 when
+        a size leads nowhere, and whether that is the end of the archive.
+    """
+    length = len(data)
+    headers: list[bytes] = []
+    offsets: list[int] = []
+    while (header := data[offset : offset + BLOCK]) != _ZERO:
+        if len(headers) == _AT_ONCE:
+            return headers, offsets, offset, False
+        try:
+            size = int(header[124:135], 8)
+        except ValueError:
+            return [], [], -1, True
+        start = offset + BLOCK
+        if not 0 <= size <= MAX_MEMBER_BYTES or start + size > length:
+            return [], [], -1, True
+        headers.append(header)
+        offsets.append(start)
+        offset = start + -(-size // BLOCK) * BLOCK
+    return headers, offsets, offset, True
+
+
+def _index_any(data: bytes | mmap.mmap, name: str) -> tuple[list[Entry], int]:
+    """All samples and where they end, header by header; raises as `index_tar` does."""
+    length = len(data)
     entries: list[Entry] = []
     members: dict[str, Span] = {}
     seen: set[str] = set()
@@ -74,8 +145,7 @@ def index_tar(data: bytes | mmap.mmap, name: str) -> tuple[Entry, ...]:
             raise DataError(f"shard {name!r} has more members than the {MAX_MEMBERS} accepted")
         members[extension] = Span(start, size)
         offset = start + -(-size // BLOCK) * BLOCK
-    _check_end(data, offset, name)
-    return tuple(entries)
+    return entries, offset
 
 
 def _check_end(data: bytes | mmap.mmap, offset: int, name: str) -> None:
