@@ -97,10 +97,13 @@ def load_manifest(store: ObjectStore) -> Manifest:
     if not store.exists(MANIFEST):
         raise DataError(f"no {MANIFEST} in {store.url!r}: run `dpal shard` to its end first")
     try:
-        text = store.get(MANIFEST).decode()
-    except UnicodeDecodeError:
-        raise DataError(f"manifest {source!r} is damaged; build the shards again") from None
-    return Manifest.from_json(text, source)
+        return Manifest.from_json(_text(store), source)
+    except DataError:  # a second answer tells damage on the way from damage in the store
+        return Manifest.from_json(_text(store), source)
+
+
+def _text(store: ObjectStore) -> str:
+    return store.get(MANIFEST).decode(errors="replace")
 
 
 def manifest_of(recipe: Recipe) -> Manifest:

@@ -71,3 +71,16 @@ def test_a_manifest_of_another_format_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="format 9: accepted is 1"):
         load_manifest(LocalStore(tmp_path))
+
+
+def test_a_manifest_that_was_damaged_on_the_way_is_asked_for_again(tmp_path: Path) -> None:
+    class Flipping(LocalStore):
+        answers = 0
+
+        def get(self, name: str) -> bytes:
+            self.answers += 1
+            data = super().get(name)
+            return data.replace(b"persons", b"perxons", 1) if self.answers == 1 else data
+
+    LocalStore(tmp_path).put(MANIFEST, MANY.to_json().encode())
+    assert load_manifest(Flipping(tmp_path)) == MANY
