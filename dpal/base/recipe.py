@@ -50,6 +50,12 @@ class Cache(Section):
     actors: int = Field(1, ge=1, description="teacher actors; one per device")
     cpus_per_actor: float = Field(1.0, gt=0, description="CPUs Ray reserves for an actor")
     gpus_per_actor: float = Field(0.0, ge=0, description="GPUs Ray reserves for an actor")
+    shard_timeout_s: float = Field(
+        0.0,
+        ge=0,
+        description="an actor that has one shard for longer is killed, and the shard done again; "
+        "0: never",
+    )
     metrics_port: int = Field(0, ge=0, le=65535, description="Prometheus port; 0: no endpoint")
 
 
