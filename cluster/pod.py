@@ -6,6 +6,7 @@ from cluster.spec import STOP_NOTICE_SECONDS, JobSpec
 
 RECIPE_PATH = "/etc/dpal/recipe.yaml"
 WORKDIR = "/dpal"  # mount point of the volume; relative paths of a recipe start here
+COPIES = "/copies"
 SECRET = "dpal-storage"  # optional Secret with the AWS_* variables
 MASTER_PORT = 29500
 GPU = "nvidia.com/gpu"
@@ -20,9 +21,13 @@ def worker_pod(spec: JobSpec, kind: str) -> dict[str, Any]:
     if kind == "rayjob":
         return _pod(spec, _container("ray-worker", spec, resources))
     container = _container("dpal", spec, resources)
-    container["args"] = [spec.stage, RECIPE_PATH]  # the image's entrypoint is `dpal`
+    # The image's entrypoint is `dpal`; copies of shards belong on the node, not on the volume.
+    container["args"] = [spec.stage, RECIPE_PATH, f"storage.copies={COPIES}"]
     container["env"] += _rendezvous(spec)
-    return {**_pod(spec, container), "restartPolicy": "Never"}  # podFailurePolicy demands it
+    container["volumeMounts"].append({"name": "copies", "mountPath": COPIES})
+    pod = _pod(spec, container)
+    pod["volumes"].append({"name": "copies", "emptyDir": {}})
+    return {**pod, "restartPolicy": "Never"}  # podFailurePolicy demands it
 
 
 def head_pod(spec: JobSpec) -> dict[str, Any]:

@@ -193,6 +193,16 @@ def test_nodes_find_each_other_and_take_their_rank_from_the_index() -> None:
     )
 
 
+def test_copies_of_shards_lie_on_the_node_and_not_on_the_shared_volume() -> None:
+    pod = pod_templates(manifests("train", *GPU_JOB)[1])[0]["spec"]
+    (container,) = pod["containers"]
+    words = [word for word in container["args"] if "=" in word]
+    copies = load_recipe(RECIPE, words).storage.copies
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert "emptyDir" in volumes[mounts[copies]]
+
+
 def test_no_secret_reaches_a_manifest(tmp_path: Path) -> None:
     recipe = tmp_path / "secret.yaml"
     recipe.write_text(RECIPE.read_text() + "storage: {key: AKEY, secret: ASECRET, retries: 7}\n")
