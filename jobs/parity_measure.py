@@ -48,7 +48,8 @@ class TeacherParity:
     Attributes:
         cache: URL of the cache.
         samples, tokens: that were compared, in base views and composites together.
-        median_cosine, smallest_cosine: of stored tokens with the teacher's after the same codec.
+        median_cosine, smallest_cosine: of stored tokens with the teacher's after the same codec;
+            the median is that of base views or of composites, whichever is smaller.
         largest_steps: largest difference of a patch number, in steps of the codec.
         largest_excess: largest difference as a share of what is accepted.
         worst: series and key of the record that differs most.
@@ -208,7 +209,7 @@ class ParityMeter:
                 f"{kind}-{index(key, place.epoch)} of sample {key!r}"
                 for key, place in zip(batch.keys, group, strict=True)
             ]
-            rows.add(names, compare(stored, tokens, self.cache.header, kind, bounds.noise))
+            rows.add(kind, names, compare(stored, tokens, self.cache.header, kind, bounds.noise))
 
     def _losses(self, task: Task, batch: TrainBatch, targets: Targets) -> dict[str, float]:
         spec = self.recipe.train
@@ -225,10 +226,15 @@ class _Rows:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.parts: list[Compared] = []
+        self.kinds: list[Kind] = []
 
-    def add(self, names: Sequence[str], compared: Compared) -> None:
+    def add(self, kind: Kind, names: Sequence[str], compared: Compared) -> None:
         self.names += names
+        self.kinds.append(kind)
         self.parts.append(compared)
+
+    def of(self, kind: Kind) -> list[Compared]:
+        return [part for own, part in zip(self.kinds, self.parts, strict=True) if own == kind]
 
     def summary(
         self,
@@ -238,7 +244,11 @@ class _Rows:
         bounds: Bounds,
         seconds: float,
     ) -> TeacherParity:
-        cosines = np.concatenate([part.cosines.ravel() for part in self.parts])
+        medians = [
+            np.median(np.concatenate([part.cosines.ravel() for part in self.of(kind)]))
+            for kind in ("view", "composite")
+            if self.of(kind)
+        ]
         smallest = np.concatenate([part.cosines.min(axis=1) for part in self.parts])
         excess = np.concatenate([part.excess for part in self.parts])
         # How far each record is beyond either bound; the first of equals.
@@ -254,8 +264,8 @@ class _Rows:
         return TeacherParity(
             cache=cache,
             samples=samples,
-            tokens=cosines.size,
-            median_cosine=float(np.median(cosines)),
+            tokens=sum(part.cosines.size for part in self.parts),
+            median_cosine=float(min(medians)),
             smallest_cosine=float(smallest.min()),
             largest_steps=float(max(part.steps.max() for part in self.parts)),
             largest_excess=float(excess.max()),
