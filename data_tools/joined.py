@@ -15,12 +15,14 @@ from data_tools.feature_cache import TargetCache, series_of
 from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest
 from data_tools.opened import OPENING, Opened
-from data_tools.sample import Sample, SampleError
+from data_tools.sample import Pixels, Sample, SampleError
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
 from dpal.batch import Boxes, Needs, Records
 from dpal.record import Kind, Spec, stored_spec
 from dpal.views import BLUR_PROBABILITY, Photometric, ViewPlan, ViewSpec
+
+_Key = tuple[int, str, int]  # teacher, series, shard
 
 
 class JoinedSamples:
@@ -49,11 +51,19 @@ class JoinedSamples:
         self.plan, self.needs = plan, needs
         self.composer = Composer(plan, backgrounds)
         self.num_teachers = len(caches)
+        self._caches = caches
         self._series = series_of(plan.views) if caches else ()
-        self._shards: Opened[tuple[int, str, int], TargetShard] = Opened(
-            shards_at_once * max(1, len(caches) * len(self._series)),
-            lambda key: caches[key[0]].shard(key[1], manifest.shards[key[2]], copies),
-            OPENING,
+        # Which records were found whole, a byte each; kept when the shard is closed.
+        self._checked: dict[_Key, bytearray] = {}
+
+        def open_targets(key: _Key) -> TargetShard:
+            teacher, series, index = key
+            shard = caches[teacher].shard(series, manifest.shards[index], copies)
+            shard.trust(self._checked.setdefault(key, shard.checked))
+            return shard
+
+        self._shards: Opened[_Key, TargetShard] = Opened(
+            shards_at_once * max(1, len(caches) * len(self._series)), open_targets, OPENING
         )
 
     def expect(self, shard: int) -> None:
@@ -62,14 +72,24 @@ class JoinedSamples:
             for series in self._series:
                 self._shards.request((teacher, series, shard))
 
-    def record(self, teacher: int, series: str, sample: Sample) -> np.ndarray:
-        """A teacher's target record of one view of a sample, uint8 [R]."""
+    def room_for_records(self, size: int) -> tuple[Records, ...]:
+        """Unfilled target records of `size` samples, of every teacher."""
+
+        def room(cache: TargetCache, kind: Kind, wanted: bool) -> Pixels:
+            return np.empty((size, cache.header.layout(kind).num_bytes if wanted else 0), np.uint8)
+
+        return tuple(
+            Records(room(cache, "view", True), room(cache, "composite", self.needs.composite))
+            for cache in self._caches
+        )
+
+    def read_record(self, teacher: int, series: str, sample: Sample, out: Pixels) -> None:
+        """Copy a teacher's target record of one view of a sample into uint8 [R]."""
         shard = self._shards.get((teacher, series, sample.place.shard))
         try:
-            record: np.ndarray = shard.records([sample.place.row])[0]
+            shard.read(sample.place.row, out)
         except DataError as error:
             raise SampleError(str(error)) from None
-        return record
 
 
 class JoinedRows:
@@ -85,8 +105,7 @@ class JoinedRows:
         self.keys = [""] * size
         self.noise = np.zeros((size, 2 + self.crops, 6), dtype=np.float32)
         self.noise[:, :, :3] = 1.0
-        self._base_records: list[list[np.ndarray]] = [[] for _ in range(size)]
-        self._composite_records: list[list[np.ndarray]] = [[] for _ in range(size)]
+        self._records = samples.room_for_records(size)
         self._boxes: list[np.ndarray] = [np.empty((0, 4), dtype=np.float32)] * size
 
     def show(self, row: int, sample: Sample, base: ViewSpec, crops: Sequence[ViewSpec]) -> None:
@@ -112,23 +131,15 @@ class JoinedRows:
 
     def records(self) -> tuple[Records, ...]:
         """Of every teacher."""
-        nothing = np.empty((len(self.keys), 0), dtype=np.uint8)
-
-        def stacked(rows: list[list[np.ndarray]], teacher: int) -> np.ndarray:
-            return np.stack([row[teacher] for row in rows]) if rows[0] else nothing
-
-        return tuple(
-            Records(stacked(self._base_records, i), stacked(self._composite_records, i))
-            for i in range(self.samples.num_teachers)
-        )
+        return self._records
 
     def boxes(self) -> Boxes | None:
         """Of the persons in composites, where they are needed."""
         return _padded(self._boxes) if self.samples.needs.boxes else None
 
     def _compose(self, row: int, sample: Sample, index: int) -> None:
-        series = f"composite-{index}"
-        self._composite_records[row], stored = self._stored(sample, series, "composite")
+        rooms = [records.composite[row] for records in self._records]
+        stored = self._stored(sample, f"composite-{index}", "composite", rooms)
         spec = self.compose(row, sample, index, stored)
         if self.samples.needs.boxes:
             self._boxes[row] = self.samples.composer.boxes(spec)
@@ -149,29 +160,30 @@ class JoinedRows:
         return rows
 
     def _base_spec(self, row: int, sample: Sample, view: int) -> ViewSpec:
-        self._base_records[row], stored = self._stored(sample, f"view-{view}", "view")
+        rooms = [records.base[row] for records in self._records]
+        stored = self._stored(sample, f"view-{view}", "view", rooms)
         if stored is None:
             return self.samples.plan.base(sample.key, view, sample.size)
         assert isinstance(stored, ViewSpec)
         return stored
 
     def _stored(
-        self, sample: Sample, series: str, kind: Kind
-    ) -> tuple[list[np.ndarray], Spec | None]:
-        """Every teacher's record, and the spec they carry; None without caches.
+        self, sample: Sample, series: str, kind: Kind, rooms: Sequence[Pixels]
+    ) -> Spec | None:
+        """Read every teacher's record; the spec that they carry, None without caches.
 
         Raises:
             DataError: when two teachers were shown different pixels.
         """
-        teachers = range(self.samples.num_teachers)
-        records = [self.samples.record(teacher, series, sample) for teacher in teachers]
-        specs = [stored_spec(record, kind) for record in records]
+        for teacher, room in enumerate(rooms):
+            self.samples.read_record(teacher, series, sample, room)
+        specs = [stored_spec(room, kind) for room in rooms]
         if any(spec != specs[0] for spec in specs):
             raise DataError(
                 f"sample {sample.key!r}: the teachers' caches hold targets of different views "
                 f"({series}); run `dpal cache` with this recipe"
             )
-        return records, specs[0] if specs else None
+        return specs[0] if specs else None
 
 
 def _padded(boxes: Sequence[np.ndarray]) -> Boxes:
