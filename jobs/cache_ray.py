@@ -1,20 +1,36 @@
 """The Ray side of the cache: actors that hold the teacher, and shard references handed to them."""
 
-import math
-import os
+import logging
+import random
+import signal
+import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_tools.manifest import ShardRef
-from dpal.base.errors import ConfigError, DataError, DpalError, StopRequested
+from dpal.base.errors import DataError, DpalError, StopRequested
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
+from jobs.cache_schedule import DEPTH, RETRIES, Schedule
+from jobs.cache_session import POLL_S, Session, absolute, open_session
 
-RETRIES = 3  # of a shard whose actor died
-POLL_S = 0.5  # how soon a stop request is noticed
-OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: only references travel
+DIED = (
+    f"ended its teacher actor {RETRIES + 1} times; give it more memory, or lower "
+    "teacher.batch_size or data.samples_per_shard"
+)
+
+
+class Answer(NamedTuple):
+    """What an actor says about a shard.
+
+    Attributes:
+        views: that its teacher saw; 0 when the targets were there.
+        batch_size: images in a forward, less than the recipe's where memory is short.
+    """
+
+    views: int
+    batch_size: int
 
 
 class TeacherActor:
@@ -23,144 +39,138 @@ class TeacherActor:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._worker: Any = None
+        # A machine that is taken away says SIGTERM first. There is nothing to save, and Ray's own
+        # handler would wait for both calls without handing their results on.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def prepare(self) -> None:
         """Load the teacher and publish the header where there is none."""
-        from jobs.cache_worker import ShardWorker  # torch is imported in the actor only
+        from jobs.cache_worker import LOG, ShardWorker  # torch is imported in the actor only
 
+        logging.basicConfig(format="%(message)s", stream=sys.stdout)  # to Ray's log of this actor
+        LOG.setLevel(logging.INFO)
         cache = self.recipe.cache
         threads = max(1, int(cache.cpus_per_actor))
         device = "cuda" if cache.gpus_per_actor else "cpu"
         self._worker = ShardWorker(self.recipe, threads=threads, device=device)
         self._worker.calibrate()
+        _ = self._worker.teacher  # two calls that come at once find it loaded
 
-    def cache_shard(self, ref: ShardRef) -> int:
-        """Cache one shard; a restarted actor prepares itself first."""
-        if self._worker is None:
-            self.prepare()
-        return int(self._worker.cache_shard(ref))
+    def cache_shard(self, ref: ShardRef) -> Answer:
+        """Cache one shard."""
+        views = self._worker.cache_shard(ref)
+        return Answer(views, self._worker.forward.size)
 
 
-def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, int]]:
-    """Cache `refs` on Ray and yield (shard, views the teacher saw) as they finish, in any order.
+def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, Answer]]:
+    """Cache `refs` on Ray and yield (shard, answer) as they finish, in any order.
 
     The calibration comes first, if the cache lacks it; without `refs` it is all that is done.
-    An actor that dies is started again and its shard retried; Ray counts the retries.
+    An actor that dies is replaced and its shards are done again. The order is drawn, so that two
+    jobs on one recipe meet at the same shard at the same time as seldom as can be.
 
     Raises:
-        StopRequested: after a stop signal.
-        DataError: naming a shard whose actor died more than `RETRIES` times.
+        StopRequested: after a stop signal, or when Ray itself is gone.
+        DataError: naming a shard that lost more than `RETRIES` actors or deadlines.
     """
-    with _session(recipe) as ray, StopSignal.listening() as stop:
-        make = ray.remote(TeacherActor).options(
-            num_cpus=recipe.cache.cpus_per_actor,
-            num_gpus=recipe.cache.gpus_per_actor,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
-        )
-        recipe = _absolute(recipe)
-        count = max(1, min(recipe.cache.actors, len(refs)))
-        actors = [make.remote(recipe) for _ in range(count)]
+    with open_session(recipe) as session, StopSignal.listening() as stop:
+        crew = _Crew(session, absolute(recipe), stop)
         # The first actor alone fits the header; the others find it published.
-        _result(ray, _wait(ray, {actors[0].prepare.remote(): None}, stop), "the calibration")
-        waiting = list(reversed(refs))
-        working = {}
-        for actor in actors[: len(refs)]:
-            ref = waiting.pop()
-            working[actor.cache_shard.remote(ref)] = (actor, ref)
-        while working:
-            done = _wait(ray, working, stop)
-            actor, ref = working.pop(done)
-            views = _result(ray, done, f"shard {ref.name!r}")
-            if waiting:
-                following = waiting.pop()
-                working[actor.cache_shard.remote(following)] = (actor, following)
-            yield ref, views
+        crew.hire()
+        crew.await_first()
+        yield from crew.work(refs)
 
 
-def _wait(ray: Any, working: dict[Any, Any], stop: StopSignal) -> Any:
-    """The next finished call of `working`. Raises StopRequested."""
-    while True:
-        ready, _ = ray.wait(list(working), num_returns=1, timeout=POLL_S)
-        if ready:
-            return ready[0]
-        if stop:
-            raise StopRequested("caching stopped on request; run it again for the other shards")
+class _Crew:
+    """The actors of a job and their open calls."""
 
-
-def _result(ray: Any, call: Any, what: str) -> Any:
-    errors = ray.exceptions
-    try:
-        return ray.get(call)
-    except errors.RayTaskError as error:
-        if isinstance(error.cause, DpalError):
-            raise type(error.cause)(str(error.cause)) from None
-        raise
-    except (errors.RayActorError, errors.OutOfMemoryError, errors.WorkerCrashedError) as error:
-        raise DataError(
-            f"{what} ended its teacher actor {RETRIES + 1} times ({type(error).__name__}); "
-            "give it more memory, or lower teacher.batch_size or data.samples_per_shard"
-        ) from None
-
-
-@contextmanager
-def _session(recipe: Recipe) -> Iterator[Any]:
-    """Ray, started here or joined, and left again."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cache, quiet = recipe.cache, {"log_to_driver": False, "logging_level": "ERROR"}
-    local = cache.ray_address == "local"
-    if local:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on this machine joins
-    import ray  # only now: the import takes a second, and reads the environment
-
-    try:
-        if local:
-            ray.init(
-                address="local",
-                num_cpus=math.ceil(cache.actors * cache.cpus_per_actor),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            ray.init(address=cache.ray_address, **quiet)
-    except (ConnectionError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"cache.ray_address={cache.ray_address!r}: no Ray cluster answers ({reason}); "
-            "accepted are 'local', 'auto' and ray://host:port"
-        ) from None
-    try:
-        _check_gpus(ray, recipe, local)
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-def _check_gpus(ray: Any, recipe: Recipe, local: bool) -> None:
-    """A GPU that is not there would be waited for without end; a cluster may still bring one."""
-    wanted, there = recipe.cache.gpus_per_actor, ray.cluster_resources().get("GPU", 0)
-    if local and wanted > there:
-        raise ConfigError(
-            f"cache.gpus_per_actor={wanted}: this machine has {there:g} GPUs; "
-            "accepted is 0, or another cache.ray_address"
+    def __init__(self, session: Session, recipe: Recipe, stop: StopSignal) -> None:
+        self.session, self.recipe, self.stop = session, recipe, stop
+        cache = recipe.cache
+        self._make = session.ray.remote(TeacherActor).options(
+            num_cpus=cache.cpus_per_actor,
+            num_gpus=cache.gpus_per_actor,
+            max_concurrency=DEPTH,
+            max_restarts=0,  # which shard is done again, and when, is decided here
         )
+        self._ready: set[Any] = set()
+        self._late: set[Any] = set()
+        self._calls: dict[Any, tuple[Any, str]] = {}  # shard name, or "" for `prepare`
+        self._failures = 0  # actors in a row that died before they were ready
+
+    def hire(self) -> None:
+        """Start an actor."""
+        actor = self._make.remote(self.recipe)
+        self._calls[actor.prepare.remote()] = (actor, "")
+
+    def await_first(self) -> None:
+        """Wait until one actor is ready. Raises DataError when several in a row die before."""
+        schedule = Schedule((), time.monotonic)
+        while not self._ready:
+            self._answer(schedule)
+
+    def work(self, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, Answer]]:
+        """Cache `refs`."""
+        by_name = {ref.name: ref for ref in refs}
+        names = random.SystemRandom().sample(list(by_name), len(by_name))
+        schedule = Schedule(names, time.monotonic)
+        for _ in range(min(self.recipe.cache.actors, len(refs)) - 1):
+            self.hire()
+        while schedule.left:
+            for _ in range(DEPTH):  # every actor gets one before any gets two
+                for actor in self._ready:
+                    name = schedule.take(actor)
+                    if name is not None:
+                        self._calls[actor.cache_shard.remote(by_name[name])] = (actor, name)
+            answered = self._answer(schedule)
+            if answered is not None:
+                yield by_name[answered[0]], answered[1]
+
+    def _answer(self, schedule: Schedule) -> tuple[str, Answer] | None:
+        """The next shard that is done; None when something else happened, or nothing."""
+        limit = self.recipe.cache.shard_timeout_s
+        if limit:
+            for actor in schedule.overdue(limit):
+                if actor not in self._late:
+                    self._late.add(actor)
+                    self.session.ray.kill(actor)
+        call = self.session.wait(self._calls)
+        if call is None:
+            if self.stop:
+                raise StopRequested("caching stopped on request; run it again for the other shards")
+            return None
+        actor, name = self._calls.pop(call)
+        try:
+            answer = self.session.ray.get(call)
+        except self.session.ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, DpalError):
+                raise type(error.cause)(str(error.cause)) from None
+            raise
+        except self.session.deaths as error:
+            self._replace(schedule, actor, error)
+            return None
+        if not name:
+            self._ready.add(actor)
+            self._failures = 0
+        elif schedule.finished(actor, name):
+            return name, answer
+        return None
+
+    def _replace(self, schedule: Schedule, actor: Any, error: Any) -> None:
+        """Another actor for one that died. Raises DataError when that has no end."""
+        self._calls = {call: it for call, it in self._calls.items() if it[0] != actor}
+        self.session.require_head()
+        preempted = getattr(error, "preempted", False)
+        if actor in self._ready:
+            limit = self.recipe.cache.shard_timeout_s
+            late = f"took longer than cache.shard_timeout_s={limit:g} {RETRIES + 1} times"
+            schedule.lose(actor, late if actor in self._late else DIED, blame=not preempted)
+            self._ready.discard(actor)
+        elif not preempted:
+            self._failures += 1
+            if self._failures > RETRIES:
+                raise DataError(f"loading the teacher and the calibration {DIED}") from None
+        self.hire()
 
 
-def _absolute(recipe: Recipe) -> Recipe:
-    """Local paths spelled out: an actor's working folder is not the driver's."""
-    teacher: dict[str, str] = {}
-    if getattr(recipe.teacher, "weights", ""):
-        teacher["weights"] = _full(recipe.teacher.weights)  # type: ignore[union-attr]
-    return recipe.model_copy(
-        update={
-            "output": _full(recipe.output),
-            "data": recipe.data.model_copy(update={"shards": _full(recipe.data.shards)}),
-            "cache": recipe.cache.model_copy(update={"url": _full(recipe.cache.url)}),
-            "teacher": recipe.teacher.model_copy(update=teacher),
-        }
-    )
-
-
-def _full(path: str) -> str:
-    return path if "://" in path else str(Path(path).absolute())
+__all__ = ["POLL_S", "Answer", "TeacherActor", "cache_shards"]
