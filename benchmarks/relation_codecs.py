@@ -28,7 +28,7 @@ from jobs.cache_plan import single_teacher_recipes
 from jobs.codec_sample import Sample, draw_sample, through
 
 WORDS = ("fp16", "int8", "int4", "phis-int4")
-RANKS = (192, 128, 96, 64, 32, 16)
+RANKS = (216, 192, 142, 128, 96, 64, 32, 16)
 TOP = (4, 8, 16, 32, 64)
 NOISE = (0.1, 0.5)
 

@@ -5,6 +5,15 @@
 One single scale, scale^2 = mean kept variance, so a squared error in z is the squared error in x
 divided by one number: no direction is favoured. What B leaves out is lost, and no more than that.
 
+`phis` is PHI-S (`dpal.phi_s`). `pca<r>` keeps the r strongest principal components, mixed: the
+first would otherwise decide the step of all numbers that share its scale, which doubles int4's
+error. The mix is an orthonormal cosine matrix, because there is one for every r:
+
+    B = C^T U_r      C_ki = sqrt((2 - [k = 0]) / r) cos(pi (2 i + 1) k / (2 r)),  i, k < r
+
+with the components in the rows of U_r, the strongest first. Source: DCT-II (Ahmed, Natarajan and
+Rao, 1974).
+
 Legend: D teacher width, r numbers that are stored of a token. Nothing here imports torch.
 """
 
@@ -39,8 +48,7 @@ class Rotation:
     def fit(codec: Codec, mean: np.ndarray, covariance: np.ndarray) -> "Rotation | None":
         """The turn that a codec asks for, fitted in float64; None for a codec without.
 
-        `pca<r>`: the r strongest eigenvectors, each signed so that its entry of largest magnitude
-        is positive. `phis`: see `dpal.phi_s`.
+        Each eigenvector is signed so that its entry of largest magnitude is positive.
 
         Args:
             mean: of the patch tokens [D].
@@ -70,9 +78,9 @@ class Rotation:
         if not scale > 0:
             raise DataError("the teacher gives the same token for every patch; check its weights")
         largest = axes[np.abs(axes).argmax(axis=0), np.arange(codec.rank)]
-        basis = (axes * np.where(largest < 0, -1.0, 1.0)).T.astype(np.float32)
+        basis = cosines(codec.rank).T @ (axes * np.where(largest < 0, -1.0, 1.0)).T  # [r, D]
         kept = float(strongest.sum() / values.sum())
-        return Rotation(np.ascontiguousarray(basis), scale, kept)
+        return Rotation(basis.astype(np.float32), scale, kept)
 
     def apply(self, tokens: np.ndarray, mean: np.ndarray) -> np.ndarray:
         """z of tokens float32 [..., D]: float32 [..., r]."""
@@ -106,3 +114,12 @@ class Rotation:
             raise ValueError(f"rotation: scale {scale}, kept {kept}")
         basis = np.frombuffer(data, dtype="<f4").reshape(rank, width).astype(np.float32)
         return Rotation(basis, scale, kept)
+
+
+def cosines(order: int) -> np.ndarray:
+    """C, orthonormal, float64 [r, r]: row k is a cosine of k half waves."""
+    waves, places = np.arange(order)[:, None], np.arange(order)
+    plain: np.ndarray = np.cos(np.pi * waves * (2 * places + 1) / (2 * order))
+    plain *= np.sqrt(2 / order)
+    plain[0] /= np.sqrt(2)
+    return plain

@@ -13,12 +13,13 @@ Legend: T loss terms.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from dpal.base.codec import parse_codec
+from dpal.base.codec import MIN_RANK, parse_codec
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
 from dpal.quantise import quantise
@@ -30,7 +31,8 @@ from jobs.codec_sample import Sample, draw_sample, through
 from jobs.publish import write_text
 
 FIXED = ("fp16", "int8", "int4", "phis-int8", "phis-int4")
-RANKS = (256, 192, 128, 96, 64)  # those that the teacher's width allows
+RANKS = (256, 192, 128, 64)  # those that the teacher's width allows
+SHARE = 1 / 6  # of fp16's bytes: the largest ranks within are shown too
 NUM_IMAGES = 256
 SMALL = 1e-8  # a loss below this has no relative difference
 
@@ -106,14 +108,13 @@ def codecs(recipe: Recipe, words: Sequence[str], num_images: int = NUM_IMAGES) -
         )
     for name, single in zip(teacher_names(recipe), singles, strict=True):
         sample = draw_sample(single, num_images)
-        width = sample.calibration.header.width
-        ranks = [f"pca{r}-{s}" for r in RANKS if r < width for s in ("int8", "int4")]
+        layout = sample.calibration.header.layout("view")
         exact = sample.losses(sample.exact)
-        rows = [measure(sample, word, exact) for word in words or (*FIXED, *ranks)]
+        rows = [measure(sample, word, exact) for word in words or usual(layout)]
         reports.append(
             CodecReport(
                 name,
-                width,
+                layout.width,
                 sample.num_images,
                 sample.calibration_images,
                 sample.disjoint,
@@ -122,6 +123,25 @@ def codecs(recipe: Recipe, words: Sequence[str], num_images: int = NUM_IMAGES) -
             )
         )
     return reports
+
+
+def usual(layout: RecordLayout) -> list[str]:
+    """Codecs that are worth a look for records of a width and a number of patches."""
+    words = list(FIXED)
+    for storage in ("int8", "int4"):
+        ranks = {rank for rank in RANKS if rank < layout.width}
+        ranks |= {rank_within(SHARE, storage, layout)} - {0}
+        words += [f"pca{rank}-{storage}" for rank in sorted(ranks, reverse=True)]
+    return words
+
+
+def rank_within(share: float, storage: str, layout: RecordLayout) -> int:
+    """The largest rank whose records have at most `share` of fp16's bytes; 0 when there is none."""
+    limit = share * replace(layout, codec="fp16").num_bytes
+    for rank in range((layout.width - 1) // 2 * 2, MIN_RANK - 1, -2):
+        if replace(layout, codec=f"pca{rank}-{storage}").num_bytes <= limit:
+            return rank
+    return 0
 
 
 def measure(sample: Sample, word: str, exact_losses: torch.Tensor) -> CodecRow:
@@ -143,12 +163,11 @@ def measure(sample: Sample, word: str, exact_losses: torch.Tensor) -> CodecRow:
         if exact > SMALL and name not in ("router", "expert")  # these see no target
     }
     layout = header.layout("view")
-    fp16 = RecordLayout("view", "fp16", layout.width, layout.num_patches)
     return CodecRow(
         codec=word,
         base_bytes=layout.num_bytes,
         composite_bytes=header.layout("composite").num_bytes,
-        of_fp16=layout.num_bytes / fp16.num_bytes,
+        of_fp16=layout.num_bytes / replace(layout, codec="fp16").num_bytes,
         header_bytes=len(header.to_json()),
         kept=None if header.rotation is None else header.rotation.kept,
         **errors.result(),

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.fft import idct
 
 from dpal.base.codec import parse_codec
 from dpal.base.config import resolve_recipe
@@ -72,7 +73,8 @@ def turn_in_float64(word: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         basis, scale = mixing @ rows[::-1] / np.sqrt(WIDTH), np.sqrt(variance.mean())
     else:
         rank = int(kind.removeprefix("pca"))
-        basis, scale = rows[:rank], np.sqrt(variance[:rank].mean())
+        mixed = idct(rows[:rank], type=2, axis=0, norm="ortho")
+        basis, scale = mixed, np.sqrt(variance[:rank].mean())
     return mean, basis.T / scale, basis * scale
 
 
@@ -283,7 +285,7 @@ def test_a_rotation_that_no_codec_asks_for_is_refused() -> None:
 
 @pytest.mark.parametrize("word", ["int8", "pca40-int8", "phis-int8", "int4", "pca40-int4"])
 def test_the_shape_mask_hardly_notices_the_codec(word: str) -> None:
-    """The mask's direction is the first row of a PCA basis: what PCA leaves out is not in it."""
+    """The mask's direction is a principal component: what PCA leaves out has no part in it."""
     head = header(word)
     cls, patches = tokens(6, seed=3)
     exact = mask_of("fixed", torch.from_numpy(patches), head)
@@ -322,6 +324,25 @@ def test_one_scale_keeps_the_ratio_of_errors() -> None:
     outside = np.square(decoded - patches).sum() / np.square(patches - head.patch_mean).sum()
     inside = np.square(again - stored).sum() / np.square(stored).sum()
     assert outside == pytest.approx(inside, rel=1e-3)
+
+
+def test_no_stored_number_of_pca_carries_the_strongest_component_alone() -> None:
+    """Unmixed, the first component sets the step of its whole int4 group."""
+    head = header("pca40-int4")
+    cls, patches = tokens()
+    spread = stored_patches(patches, head).std(axis=(0, 1))
+    assert spread.max() < 2
+    assert np.sqrt(np.mean(spread**2)) == pytest.approx(1, rel=1e-3)
+    turn, axes = head.rotation, np.linalg.eigh(np.cov(patches.reshape(-1, WIDTH).T))[1][:, :-41:-1]
+    assert turn is not None
+    np.testing.assert_allclose(turn.basis @ turn.basis.T, np.eye(40), atol=1e-5)
+    unmixed = replace(turn, basis=axes.T.astype(np.float32))
+    errors = []
+    for each in (head, replace(head, rotation=unmixed)):
+        decoded = decode_batch(encoded(each, cls, patches), each, "view").patches.numpy()
+        inside = (decoded - patches) @ axes
+        errors.append(np.square(inside).sum())
+    assert errors[0] < 0.7 * errors[1]
 
 
 def test_pca_loses_what_it_says_it_leaves_out() -> None:

@@ -9,8 +9,9 @@ import pytest
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
+from dpal.record import RecordLayout
 from jobs.__main__ import main
-from jobs.codec_report import CodecReport, codecs, text
+from jobs.codec_report import CodecReport, codecs, rank_within, text
 from jobs.codec_sample import draw_sample, through
 
 from tiny import tiny_recipe, tiny_values, write_recipe
@@ -114,6 +115,20 @@ def test_a_method_without_teacher_has_nothing_to_store(tmp_path: Path) -> None:
         del values[key]
     with pytest.raises(ConfigError, match=r"method\.kind=saip has no targets"):
         codecs(resolve_recipe(values), ["int8"])
+
+
+@pytest.mark.parametrize(("width", "patches"), [(256, 128), (768, 128), (192, 32), (16, 8)])
+@pytest.mark.parametrize("storage", ["int8", "int4"])
+def test_the_largest_rank_within_a_share_is_found(width: int, patches: int, storage: str) -> None:
+    layout = RecordLayout("view", "fp32", width, patches)
+    fixed = 12 + 2 * width + 4
+    limit = (fixed + 2 * width * patches) / 6
+    sizes = {
+        rank: fixed + patches * (rank + 2 if storage == "int8" else rank // 2 + 2 * -(-rank // 32))
+        for rank in range(4, width, 2)
+    }
+    fitting = [rank for rank, size in sizes.items() if size <= limit]
+    assert rank_within(1 / 6, storage, layout) == max(fitting, default=0)
 
 
 def test_the_text_names_every_codec(report: CodecReport) -> None:
