@@ -13,7 +13,7 @@ from data_tools.storage import LocalStore, ObjectStore
 
 FOLDER = re.compile(r"targets-(?P<digest>[0-9a-f]{16})")
 ORPHAN_S = 24 * 3600.0  # a shard takes minutes: a tar without a row for a day has no writer
-_LAST = (COVARIANCE, MADE_WITH, HEADER)
+_LAST = (HEADER, MADE_WITH, COVARIANCE)  # what is left without a header is made anew
 
 
 class CacheFolder(NamedTuple):
@@ -51,7 +51,7 @@ def cache_folders(listing: Iterable[Dated], now: float) -> list[CacheFolder]:
 
 
 def delete_cache(store: ObjectStore, objects: Sequence[str]) -> None:
-    """Delete a cache: its ledger first, its header last.
+    """Delete a cache: its ledger first, then its tars, then its header and what that says.
 
     A kill in between leaves a cache that says itself what it lacks, so `dpal cache` fills it again.
 
