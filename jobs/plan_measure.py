@@ -7,33 +7,29 @@ seconds, which other programs do not lengthen; accelerators, several threads and
 clock.
 """
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache, kind_of, series_of
 from data_tools.manifest import ShardRef, manifest_of
 from data_tools.shard import read_shard
 from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
 from dpal.base.config import load_recipe
-from dpal.base.errors import DataError
+from dpal.base.errors import DataError, DpalError
 from dpal.base.inputs import Storage
-from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
-from dpal.batch import Batch
-from dpal.engine import Engine, World
-from dpal.method.build import build_task
 from dpal.targets import decode_batch, encode_batch
-from dpal.task import Moment, Task
 from jobs.cache_plan import single_teacher_recipes
 from jobs.cache_worker import ShardWorker
 from jobs.plan_miniature import Miniature, make_miniature, origin_of
@@ -46,12 +42,11 @@ from jobs.plan_rates import (
     TeacherRate,
     write_rates,
 )
+from jobs.plan_student import clock_of, repeated, training
 from jobs.plan_workload import is_remote, teacher_name
-from jobs.train import make_loader, target_sources
 
 ENOUGH_S = 2.0  # a piece of work is repeated for so long, and three times at least
 STORE_BYTES, WRITTEN_BYTES = 256e6, 32e6
-ALONE = World(0, 1, 0)
 
 
 def measure_file(recipe_path: str, words: tuple[str, ...], path: Path) -> str:
@@ -88,7 +83,6 @@ def _measured(recipe: Recipe, mini: Miniature) -> Rates:
     caches = [_filled(worker) for worker in workers]
     torch.set_num_threads(1)
     loaded = _loading(mini.recipe)
-    torch.set_num_threads(mini.student_threads)
     student, train_start = _student(mini)
     torch.set_num_threads(mini.teacher_threads)
     teachers = tuple(
@@ -128,48 +122,32 @@ def _filled(worker: ShardWorker) -> TargetCache:
 
 def _loading(recipe: Recipe) -> float:
     """CPU seconds of a training sample: decoded and rendered by the loader, without targets."""
-    with _training(recipe, with_targets=False) as (_task, batches):
+    with training(recipe, with_targets=False) as (_task, batches):
         next(batches)
-        return _repeated(lambda: next(batches), time.process_time) / recipe.train.micro_batch
-
-
-@contextmanager
-def _training(recipe: Recipe, *, with_targets: bool) -> Iterator[tuple[Task, Iterator[Batch]]]:
-    """A task on cached targets, and batches of its loader, which reads them or leaves them out."""
-    manifest, pool = manifest_of(recipe), load_backgrounds(recipe)
-    cached = recipe.train.model_copy(update={"targets": "cached"})
-    recipe = recipe.model_copy(update={"train": cached})
-    sources, caches = target_sources(recipe, manifest, pool)
-    task = build_task(recipe, sources, RunLayout(recipe.run_dir).teacher)
-    loader = make_loader(recipe, manifest, pool, task, caches if with_targets else [], ALONE)
-    batches = loader.batches(0)
-    try:
-        yield task, batches
-    finally:
-        batches.close()  # type: ignore[attr-defined]
+        return (
+            repeated(lambda: next(batches), time.process_time, ENOUGH_S) / recipe.train.micro_batch
+        )
 
 
 def _student(mini: Miniature) -> tuple[float, float]:
     """Samples per second of training steps on batches that are ready; seconds of starting."""
-    recipe = mini.recipe
-    begin = time.monotonic()
-    with _training(recipe, with_targets=True) as (task, batches):
-        engine = Engine(task, recipe.train, ALONE)
-        started = time.monotonic() - begin
-        try:
-            batch = next(batches)
-            moment = Moment(0, 1000, recipe.train.micro_batch, recipe.train.micro_batch)
-
-            def step() -> None:
-                engine.forward_backward(batch, moment)
-                engine.step(recipe.train.lr, last_micro_batch=True)
-                _finish(mini.device)
-
-            step()
-            seconds = _repeated(step, _clock(mini.device, mini.student_threads))
-        finally:
-            engine.close()
-    return recipe.train.micro_batch / seconds, started
+    path = Path(mini.recipe.output) / "recipe.yaml"
+    path.write_text(mini.recipe.to_yaml())
+    threads = str(mini.student_threads)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.plan_student", str(path), threads],
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it said nothing"]
+        error = DpalError(f"the student's steps could not be measured: {lines[-1]}")
+        error.exit_code = done.returncode
+        raise error
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["samples_per_s"], found["start_s"]
 
 
 def _teacher(worker: ShardWorker, name: str, mini: Miniature) -> TeacherRate:
@@ -187,7 +165,7 @@ def _teacher(worker: ShardWorker, name: str, mini: Miniature) -> TeacherRate:
             _finish(mini.device)
 
         look()
-        return size / _repeated(look, _clock(mini.device, mini.teacher_threads))
+        return size / repeated(look, clock_of(mini.device, mini.teacher_threads), ENOUGH_S)
 
     return TeacherRate(
         name=name,
@@ -209,7 +187,7 @@ def _rendering(worker: ShardWorker) -> float:
             for _ in worker._batches(shard, range(len(shard)), series):
                 pass
 
-        return _repeated(render, time.process_time) / len(shard)
+        return repeated(render, time.process_time, ENOUGH_S) / len(shard)
     finally:
         worker.threads = alone
 
@@ -222,9 +200,11 @@ def _records(worker: ShardWorker, cache: TargetCache) -> tuple[float, float]:
     shards = {name: cache.shard(name, ref) for name in series}
     rows = np.random.default_rng(0).permutation(ref.num_samples).tolist()
     total = sum(len(shard) * shard.layout.num_bytes for shard in shards.values())
-    read = _repeated(lambda: [shard.records(rows) for shard in shards.values()], time.process_time)
+    read = repeated(
+        lambda: [shard.records(rows) for shard in shards.values()], time.process_time, ENOUGH_S
+    )
     work = [_encoding(cache, name, ref) for name in series]
-    write = _repeated(lambda: [encode() for encode in work], time.process_time)
+    write = repeated(lambda: [encode() for encode in work], time.process_time, ENOUGH_S)
     return total / read, total / write
 
 
@@ -264,7 +244,7 @@ def _store(recipe: Recipe, mini: Miniature) -> Store:
     if not is_remote(source.data.shards):
         folder = open_store(str(Path(mini.recipe.output) / "written"), Storage())
         large = (data * (1 + int(WRITTEN_BYTES) // len(data)))[: int(WRITTEN_BYTES)]
-        seconds = _repeated(lambda: folder.put("object", large), time.perf_counter)
+        seconds = repeated(lambda: folder.put("object", large), time.perf_counter, ENOUGH_S)
         write = len(large) / seconds / 1e6
     return Store(read_mb_per_s=read, write_mb_per_s=write)
 
@@ -273,19 +253,3 @@ def _finish(device: str) -> None:
     """Wait for the accelerator."""
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def _clock(device: str, threads: int) -> Callable[[], float]:
-    """CPU seconds are those of the clock on an idle machine, if there is one thread."""
-    return time.process_time if (device, threads) == ("cpu", 1) else time.perf_counter
-
-
-def _repeated(work: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Median seconds of a piece of work."""
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begin < ENOUGH_S:
-        start = clock()
-        work()
-        times.append(clock() - start)
-    return float(np.median(times))

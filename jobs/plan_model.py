@@ -124,6 +124,8 @@ def train_phase(work: Workload, rates: Rates, *, online: bool) -> Phase:
     if online:  # one header is fitted for all students
         fitted = sum(work.calibration_images / rate.base_images_per_s for rate in rates.teachers)
         seconds += fitted / work.students
+    else:
+        seconds += work.parity_samples * _online_teacher_s(work, rates)
     full_speed = work.devices / device_s
     return Phase(
         seconds=seconds,

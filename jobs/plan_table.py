@@ -129,9 +129,8 @@ def _from(count: int | None) -> str:
 
 def _copies(work: Workload, plan: Plan) -> str:
     return (
-        f"local copies: {bytes_text(plan.open_copies_bytes)} of a node are open at a time, "
-        f"storage.copies_gb keeps {bytes_text(work.copies_bytes)}; {plan.hit_share:.0%} of what is "
-        "read again is still there"
+        f"local copies: a node has {bytes_text(plan.open_copies_bytes)} open at a time, keeps "
+        f"{bytes_text(work.copies_bytes)}, finds {plan.hit_share:.0%} of later epochs there"
     )
 
 

@@ -55,6 +55,7 @@ class Workload:
         window: shards that a lane mixes.
         copies_bytes: room for local copies on a node.
         remote_shards, remote_targets: whether they are fetched from a store, or mapped in place.
+        parity_samples: that the teachers look at before a cached run starts.
     """
 
     images: int
@@ -72,6 +73,7 @@ class Workload:
     copies_bytes: float
     remote_shards: bool
     remote_targets: bool
+    parity_samples: int = 0
 
     @property
     def shards(self) -> int:

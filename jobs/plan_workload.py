@@ -67,6 +67,7 @@ def workload(recipe: Recipe, rates: Rates, size: Size) -> Workload:
         copies_bytes=recipe.storage.copies_gb * 1e9,
         remote_shards=is_remote(recipe.data.shards),
         remote_targets=is_remote(recipe.cache.url),
+        parity_samples=recipe.train.parity_samples,
     )
 
 

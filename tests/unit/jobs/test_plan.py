@@ -112,7 +112,7 @@ def test_targets_are_predicted_to_the_byte_and_their_folder_within_two_per_cent(
     names = [*store.list("")]
     whole = sum(store.size(name) for name in names)
     assert work.target_bytes == pytest.approx(whole, rel=0.02)
-    assert work.target_objects == len(names)
+    assert 0 <= len(names) - work.target_objects <= 2  # small files that say what the cache is of
 
 
 def test_shards_are_counted_from_their_manifest(sharded: Recipe) -> None:
@@ -137,7 +137,9 @@ def test_shards_are_predicted_from_the_images_within_two_per_cent(sharded: Recip
 
 def test_the_grid_is_that_of_the_targets(sharded: Recipe) -> None:
     values = tiny_values(Path(sharded.output).parent)
-    for student in ({"height": 128, "width": 64}, {"height": 64, "width": 32}):
+    values["views"] = {**values["views"], "height": 256, "width": 128}
+    values["teacher"] = {**values["teacher"], "input": [256, 128]}
+    for student in ({"height": 256, "width": 128}, {"height": 128, "width": 64}):
         recipe = resolve_recipe({**values, "student": student})
         definition = ShardWorker(recipe).definition
         kinds: tuple[Kind, Kind] = ("view", "composite")
@@ -176,7 +178,7 @@ def test_words_change_rates_and_the_rest_is_for_the_recipe(demo_rates: Path) -> 
         ("views.count=0", "views.count=0"),
         ("cache.codec=pca400-int8", "192 channels"),
         ("teacher.width=256", "teacher.width=256"),
-        ("method=mse", "uses no composites"),
+        ("method=nonsense", "method.kind=nonsense"),
     ],
 )
 def test_a_wrong_word_is_told_in_one_sentence(
