@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.fft import idct
 
 from dpal.base.codec import parse_codec
 from dpal.base.config import resolve_recipe
@@ -73,7 +72,12 @@ def turn_in_float64(word: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         basis, scale = mixing @ rows[::-1] / np.sqrt(WIDTH), np.sqrt(variance.mean())
     else:
         rank = int(kind.removeprefix("pca"))
-        mixed = idct(rows[:rank], type=2, axis=0, norm="ortho")
+        mixed = np.zeros((rank, WIDTH))
+        for place in range(rank):
+            mixed[place] = rows[0] / np.sqrt(rank)
+            for wave in range(1, rank):
+                angle = np.pi * (place + 0.5) * wave / rank
+                mixed[place] += rows[wave] * np.cos(angle) * np.sqrt(2 / rank)
         basis, scale = mixed, np.sqrt(variance[:rank].mean())
     return mean, basis.T / scale, basis * scale
 
