@@ -2,7 +2,7 @@
 
     python benchmarks/kill_cache.py [--kills 50] [--shards 40] [--seed 0]
 
-Victims are drawn: a teacher actor, the driver, Ray's raylet, Ray's head. A job that ended is started
+Victims are drawn: a teacher actor, the driver, the raylet, the head. A job that ended is started
 again; a finished cache is compared byte for byte with one that a single process made, and a new one
 is begun until all kills are spent. The actors' logs say when each shard was begun: never after its
 ledger row was there. Exit code 1 when anything differs. About half a minute for each kill.
@@ -13,7 +13,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time

@@ -100,6 +100,14 @@ def _stage(module: str) -> Handler:
     return handler
 
 
+def _cache(arguments: argparse.Namespace) -> int:
+    if arguments.verify is None or arguments.dry_run:
+        return _stage("jobs.cache_features")(arguments)
+    from jobs.cache_verify import run_verify
+
+    return run_verify(_recipe(arguments), arguments.verify)
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     arguments.recipe = str(resources.files("jobs") / "recipes" / "demo.yaml")
     return _stage("jobs.run")(arguments)
@@ -291,7 +299,8 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--unused", action="store_true", help="target caches that no recipe needs")
     audit.add_argument("--recipes", nargs="+", metavar="RECIPE", help="whose targets are to stay")
     audit.add_argument("--delete", action="store_true", help="delete what is unused")
-    recipe_verb("cache", _stage("jobs.cache_features"), "teacher targets for every pinned view")
+    cache = recipe_verb("cache", _cache, "teacher targets for every pinned view")
+    cache.add_argument("--verify", type=int, metavar="N", help="recompute N records, and compare")
     recipe_verb("train", _stage("jobs.train"), "train the student; resumes by itself")
     recipe_verb("preview", _stage("jobs.preview"), "pictures of views, masks and features")
     recipe_verb("report", _stage("jobs.report"), "one self-contained page about the run")

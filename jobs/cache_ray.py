@@ -13,7 +13,7 @@ from dpal.base.errors import DataError, DpalError, StopRequested
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from jobs.cache_schedule import DEPTH, RETRIES, Schedule
-from jobs.cache_session import POLL_S, Session, absolute, open_session
+from jobs.cache_session import Session, absolute, open_session
 
 DIED = (
     f"ended its teacher actor {RETRIES + 1} times; give it more memory, or lower "
@@ -171,6 +171,3 @@ class _Crew:
             if self._failures > RETRIES:
                 raise DataError(f"loading the teacher and the calibration {DIED}") from None
         self.hire()
-
-
-__all__ = ["POLL_S", "Answer", "TeacherActor", "cache_shards"]

@@ -1,38 +1,196 @@
-"""What the driver makes of a stop request, a dead actor, and an error told by an actor."""
+"""What the driver makes of a stop request, a dead actor, a lost head, and an actor's error."""
 
 import signal
+import socket
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
+from data_tools.manifest import ShardRef
+from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError, StopRequested
+from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from jobs.cache_ray import _result, _wait
+from jobs import cache_session
+from jobs.cache_ray import Answer, _Crew
+from jobs.cache_schedule import RETRIES
+from jobs.cache_session import Session
+
+Behave = Callable[[int, str], Exception | int]
 
 
-def answering(error: Exception) -> SimpleNamespace:
-    """Ray's own exception types, with a `get` that raises `error`."""
-    ray = pytest.importorskip("ray")
+class FakeRay:
+    """Ray's own exception types; an actor answers at once what `behave(actor, shard)` says.
 
-    def get(_call: object) -> None:
-        raise error
+    `None` as a shard is `prepare`. An answer of -1 never comes.
+    """
 
-    return SimpleNamespace(get=get, exceptions=ray.exceptions)
+    def __init__(self, behave: Behave, address: str = "") -> None:
+        ray = pytest.importorskip("ray")
+        self.exceptions, self.behave = ray.exceptions, behave
+        self.util = SimpleNamespace(
+            client=SimpleNamespace(ray=SimpleNamespace(is_connected=lambda: not address))
+        )
+        self.address, self.hired, self.killed = address, 0, set()
+        self.answers: dict[object, tuple[int, Exception | int]] = {}
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(gcs_address=self.address)
+
+    def nodes(self) -> list[dict]:
+        return [{"Alive": True}]
+
+    def remote(self, _class: type) -> SimpleNamespace:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._hire))
+
+    def _hire(self, _recipe: Recipe) -> SimpleNamespace:
+        self.hired += 1
+        number = self.hired
+
+        def call(ref: ShardRef | None = None) -> object:
+            handle = object()
+            self.answers[handle] = number, self.behave(number, ref.name if ref else "")
+            return handle
+
+        method = SimpleNamespace(remote=call)
+        return Actor(number, method)
+
+    def kill(self, actor: "Actor") -> None:
+        self.killed.add(actor.number)
+
+    def wait(self, calls: list, num_returns: int, timeout: float) -> tuple[list, list]:
+        for call in calls:
+            actor, answer = self.answers[call]
+            if answer != -1 or actor in self.killed:
+                return [call], []
+        return [], calls
+
+    def get(self, call: object) -> Answer:
+        actor, answer = self.answers[call]
+        if actor in self.killed:
+            raise self.exceptions.ActorDiedError()
+        if isinstance(answer, Exception):
+            raise answer
+        return Answer(answer, 32)
+
+
+class Actor:
+    def __init__(self, number: int, method: SimpleNamespace) -> None:
+        self.number, self.prepare, self.cache_shard = number, method, method
+
+
+def shards(count: int) -> list[ShardRef]:
+    return [ShardRef(f"p-{i}.tar", "0" * 64, 1, 1, "") for i in range(count)]
+
+
+def recipe_of(**cache) -> Recipe:
+    return resolve_recipe(
+        {
+            "name": "crew",
+            "data": {"images": ["synthetic"]},
+            "teacher": {"kind": "taught"},
+            "student": {},
+            "cache": cache,
+            "train": {"duration": "1 steps", "warmup": "0 steps"},
+        }
+    )
+
+
+def crew_of(behave: Behave, **cache) -> _Crew:
+    return _Crew(Session(FakeRay(behave)), recipe_of(**cache), StopSignal())
+
+
+def run(crew: _Crew, count: int) -> list[str]:
+    crew.hire()
+    crew.await_first()
+    return sorted(ref.name for ref, _answer in crew.work(shards(count)))
+
+
+def test_every_shard_is_yielded_once_by_any_number_of_actors() -> None:
+    for actors in (1, 2, 5):
+        crew = crew_of(lambda _actor, _shard: 1, actors=actors)
+        assert run(crew, 7) == [f"p-{i}.tar" for i in range(7)]
+        assert crew.session.ray.hired == actors
+
+
+def test_a_dead_actor_is_replaced_and_its_shards_are_done_again() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    dead = errors.ActorDiedError()
+    crew = crew_of(lambda actor, shard: dead if shard and actor < 3 else 1, actors=1)
+    assert run(crew, 4) == [f"p-{i}.tar" for i in range(4)]
+    assert crew.session.ray.hired == 3
+
+
+def test_a_shard_that_keeps_killing_its_actor_is_named() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    dead = errors.ActorDiedError()
+    crew = crew_of(lambda _actor, shard: dead if shard == "p-3.tar" else 1, actors=2)
+    sentence = rf"shard 'p-3.tar' ended its teacher actor {RETRIES + 1} times"
+    with pytest.raises(DataError, match=sentence):
+        run(crew, 6)
+
+
+def test_a_teacher_that_cannot_be_loaded_ends_the_job() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    for dead in (errors.ActorDiedError(), errors.OutOfMemoryError("memory")):
+        crew = crew_of(lambda _actor, _shard, dead=dead: dead, actors=2)
+        with pytest.raises(DataError, match="loading the teacher"):
+            run(crew, 6)
+        assert crew.session.ray.hired == RETRIES + 1
+
+
+def test_a_shard_beyond_its_deadline_is_done_again_by_another_actor() -> None:
+    crew = crew_of(
+        lambda actor, shard: -1 if actor == 1 and shard else 1, actors=1, shard_timeout_s=0.01
+    )
+    assert run(crew, 3) == [f"p-{i}.tar" for i in range(3)]
+    assert crew.session.ray.killed == {1}
+
+
+def test_a_shard_that_is_always_late_is_named_with_its_key() -> None:
+    crew = crew_of(
+        lambda _actor, shard: -1 if shard == "p-1.tar" else 1, actors=1, shard_timeout_s=0.01
+    )
+    with pytest.raises(DataError, match=r"shard 'p-1.tar' took longer than cache.shard_timeout_s"):
+        run(crew, 3)
+
+
+def test_an_actors_error_reaches_the_user_as_its_one_sentence() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    told = DataError("shard 'p-2.tar' is damaged")
+    wrapped = errors.RayTaskError("cache_shard", "Traceback ...", told).as_instanceof_cause()
+    crew = crew_of(lambda _actor, shard: wrapped if shard == "p-2.tar" else 1, actors=1)
+    with pytest.raises(DataError) as caught:
+        run(crew, 4)
+    assert type(caught.value) is DataError
+    assert str(caught.value) == "shard 'p-2.tar' is damaged"
 
 
 def test_a_stop_request_ends_the_wait_with_run_me_again() -> None:
-    never = SimpleNamespace(wait=lambda calls, num_returns, timeout: ([], calls))
-    stop = StopSignal()
-    stop.received = signal.SIGTERM
+    crew = crew_of(lambda _actor, shard: -1 if shard else 1, actors=1)
+    crew.hire()
+    crew.await_first()
+    crew.stop.received = signal.SIGTERM
     with pytest.raises(StopRequested, match="run it again"):
-        _wait(never, {"call": None}, stop)
+        list(crew.work(shards(2)))
 
 
-def test_a_call_that_is_done_counts_before_a_stop_request() -> None:
-    done = SimpleNamespace(wait=lambda calls, num_returns, timeout: (calls[:1], calls[1:]))
-    stop = StopSignal()
-    stop.received = signal.SIGTERM
-    assert _wait(done, {"call": None}, stop) == "call"
+def test_a_head_that_is_gone_for_good_ends_the_job_with_run_me_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_session, "LOOK_S", 0.0)
+    monkeypatch.setattr(cache_session, "HEAD_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = "{}:{}".format(*head.getsockname())
+        session = Session(FakeRay(lambda _actor, _shard: -1, address))
+        assert session.wait([]) is None
+        session.require_head()
+    with pytest.raises(StopRequested, match=r"Ray is gone .* again"):
+        session.wait([])
+    assert session.lost
+    with pytest.raises(StopRequested, match="Ray is gone"):
+        session.require_head()
 
 
 def test_signal_handlers_are_given_back() -> None:
@@ -42,20 +200,3 @@ def test_signal_handlers_are_given_back() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop
     assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == before
-
-
-def test_a_shard_that_keeps_killing_its_actor_is_named() -> None:
-    exceptions = pytest.importorskip("ray.exceptions")
-    for error in (exceptions.ActorDiedError(), exceptions.OutOfMemoryError("memory")):
-        with pytest.raises(DataError, match=r"shard 'p-3.tar' ended its teacher actor 4 times"):
-            _result(answering(error), "call", "shard 'p-3.tar'")
-
-
-def test_an_actors_error_reaches_the_user_as_its_one_sentence() -> None:
-    exceptions = pytest.importorskip("ray.exceptions")
-    told = DataError("shard 'p-3.tar' is damaged")
-    wrapped = exceptions.RayTaskError("cache_shard", "Traceback ...", told).as_instanceof_cause()
-    with pytest.raises(DataError) as caught:
-        _result(answering(wrapped), "call", "shard 'p-3.tar'")
-    assert type(caught.value) is DataError
-    assert str(caught.value) == "shard 'p-3.tar' is damaged"

@@ -24,7 +24,7 @@ from dpal.targets import decode_batch
 from dpal.views import render, render_composite
 from jobs import build_shards, cache_features
 from jobs.cache_plan import cache_of, teacher_of
-from jobs.cache_ray import _absolute
+from jobs.cache_session import absolute
 from jobs.cache_worker import ShardWorker
 
 NAME = "vit_tiny_patch16_224"
@@ -179,11 +179,11 @@ def test_actors_get_paths_that_do_not_depend_on_their_working_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     relative = recipe.model_copy(update={"output": "runs"})
-    assert _absolute(relative).output == str(tmp_path / "runs")
+    assert absolute(relative).output == str(tmp_path / "runs")
     far = recipe.model_copy(
         update={"data": recipe.data.model_copy(update={"shards": "s3://bucket/shards"})}
     )
-    assert _absolute(far).data.shards == "s3://bucket/shards"
+    assert absolute(far).data.shards == "s3://bucket/shards"
 
 
 def test_target_tars_hold_the_image_shards_keys_in_order(recipe: Recipe) -> None:
