@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
-from data_tools.composites import Neighbours
 from data_tools.decode import decode_rgb
 from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest
@@ -141,22 +140,23 @@ class Loader:
             StorageError: storage that cannot be reached.
         """
         under_way: deque[_UnderWay] = deque()
+        ahead = _Ahead(self._order, self._part.lanes(self._order))
         pool = ThreadPoolExecutor(self._threads, "decode") if self._threads else _Caller()
-        due_again = dict.fromkeys(self._part.lanes(self._order), 0)
         try:
             for step in count(start_step):
                 for start in self._part.starts(step):
                     under_way.append(self._begin(start, pool))
                     if len(under_way) > self._prefetch:
                         yield under_way.popleft().finish()
-                self._look_ahead(step, due_again)
+                        for shard in ahead.next(step):
+                            self._request(shard)
         finally:
             self._shards.forget_waiting()
             pool.shutdown(cancel_futures=True)
 
     def _begin(self, start: int, pool: Executor) -> _UnderWay:
         places = self._order.places(start, self._part.micro_batch)
-        for shard in dict.fromkeys(place.shard for place in places):
+        for shard in dict.fromkeys([place.shard for place in places]):
             self._request(shard)
         builder, total = self._renderer.start(len(places)), len(places)
         chunks = [
@@ -165,51 +165,59 @@ class Loader:
         ]
         return _UnderWay(builder, chunks)
 
-    def _look_ahead(self, step: int, due_again: dict[int, int]) -> None:
-        """Have the shards opened that this rank's lanes come to next.
-
-        Args:
-            due_again: by lane, the turn at which more shards are due than were asked for.
-        """
-        turn = step * self._order.global_batch // self._order.lanes
-        for lane, until in due_again.items():
-            if turn >= until:
-                shards, due_again[lane] = self._order.due(lane, turn)
-                for shard in shards:
-                    self._request(shard)
-
     def _request(self, shard: int) -> None:
         self._shards.request(shard)
         self._renderer.expect(shard)
 
     def _fill(self, builder: BatchBuilder, places: Sequence[Place], rows: range) -> None:
         for row in rows:
-            self._fill_row(builder, row, places[row])
-
-    def _fill_row(self, builder: BatchBuilder, row: int, place: Place) -> None:
-        """Fill a row with its sample; with the next one of the shard if that is damaged."""
-        shard = self._shards.get(place.shard)
-        for ahead in range(len(shard)):
-            now = place._replace(row=(place.row + ahead) % len(shard))
+            place = places[row]
+            shard = self._shards.get(place.shard)
             try:
-                builder.fill(row, self._sample(shard, now))
+                builder.fill(row, Sample(shard, place, self._decode))
             except SampleError as error:
-                self._skips.add(now, shard.ref.name, shard.keys[now.row], error)
+                self._skip(builder, row, shard, place, error)
+
+    def _skip(
+        self, builder: BatchBuilder, row: int, shard: Shard, place: Place, error: SampleError
+    ) -> None:
+        """Fill a row with the next sample of the shard that is not damaged."""
+        self._skips.add(place, shard.ref.name, shard.keys[place.row], error)
+        for ahead in range(1, len(shard)):
+            other = place._replace(row=(place.row + ahead) % len(shard))
+            try:
+                builder.fill(row, Sample(shard, other, self._decode))
+            except SampleError as next_error:
+                self._skips.add(other, shard.ref.name, shard.keys[other.row], next_error)
             else:
                 return
         raise DataError(f"shard {shard.ref.name!r} holds damaged samples alone")
 
-    def _sample(self, shard: Shard, place: Place) -> Sample:
-        def decode(row: int, out: Pixels | None = None) -> Pixels:
-            try:
-                return decode_rgb(
-                    shard.image_bytes(row), self._max_pixels, telemetry=self._telemetry, out=out
-                )
-            except DataError as error:
-                raise SampleError(str(error)) from None
+    def _decode(self, shard: Shard, row: int, out: Pixels | None) -> Pixels:
+        try:
+            data = shard.image_bytes(row)
+            return decode_rgb(data, self._max_pixels, telemetry=self._telemetry, out=out)
+        except DataError as error:
+            raise SampleError(str(error)) from None
 
-        neighbours = Neighbours(
-            place.row, len(shard), lambda other: (shard.keys[other], decode(other))
-        )
-        key = shard.keys[place.row]
-        return Sample(key, place, lambda out: decode(place.row, out), neighbours)
+
+class _Ahead:
+    """The shards that a rank's lanes come to next, a few at a time.
+
+    A batch in work asks for its own shards first; what comes later waits for its turn, so that the
+    first batch of a run is not behind a whole window of every lane.
+    """
+
+    def __init__(self, order: Order, lanes: Sequence[int]) -> None:
+        self._order, self._due_again = order, dict.fromkeys(lanes, 0)
+        self._waiting: deque[int] = deque()
+
+    def next(self, step: int) -> Iterator[int]:
+        """Shards to open now, at most `OPENING`."""
+        turn = step * self._order.global_batch // self._order.lanes
+        for lane, until in self._due_again.items():
+            if turn >= until:
+                shards, self._due_again[lane] = self._order.due(lane, turn)
+                self._waiting.extend(shards)
+        for _ in range(min(OPENING, len(self._waiting))):
+            yield self._waiting.popleft()

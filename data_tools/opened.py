@@ -25,6 +25,7 @@ class Opened(Generic[K, V]):
     def __init__(self, size: int, make: Callable[[K], V], threads: int) -> None:
         self._size, self._make = size, make
         self._values: OrderedDict[K, Future[V]] = OrderedDict()
+        self._made: dict[K, V] = {}  # read without a lock
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="open")
 
@@ -33,8 +34,15 @@ class Opened(Generic[K, V]):
         self._future(key)
 
     def get(self, key: K) -> V:
-        """The value, as soon as it is made."""
-        return self._future(key).result()
+        """The value, as soon as it is made; only `request` tells that it was used."""
+        try:
+            return self._made[key]
+        except KeyError:
+            value = self._future(key).result()
+        with self._lock:
+            if key in self._values:
+                self._made[key] = value
+        return value
 
     def forget_waiting(self) -> None:
         """Take back the requests that no thread has begun with."""
@@ -48,7 +56,7 @@ class Opened(Generic[K, V]):
             if future is None:
                 future = self._values[key] = self._pool.submit(self._make, key)
                 if len(self._values) > self._size:
-                    self._values.popitem(last=False)
+                    self._made.pop(self._values.popitem(last=False)[0], None)
             else:
                 self._values.move_to_end(key)
             return future

@@ -60,8 +60,15 @@ class Line(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A window in the order it is drawn: shard and row of every sample."""
+    """A lane's window in the order it is drawn: shard and row of every sample.
 
+    Attributes:
+        begin, end: the lane's turns in which it is drawn.
+    """
+
+    begin: int
+    end: int
+    epoch: int
     shards: IntArray
     rows: IntArray
 
@@ -98,7 +105,7 @@ class Order:
         # A batch may lie in two epochs, and the next window is asked for ahead of its time.
         self._line = lru_cache(maxsize=3)(self._lay_out)
         self._lane = lru_cache(maxsize=3 * self.lanes)(self._cut)
-        self._drawn = lru_cache(maxsize=2 * self.lanes)(self._mix)
+        self._drawn: dict[int, Drawn] = {}  # by lane, the window that was asked for last
 
     def shards_at_once(self, world_size: int) -> int:
         """Shards that a rank reads from or has asked for at a time, at most."""
@@ -114,7 +121,12 @@ class Order:
         for position in range(start, start + count):
             step, rest = divmod(position, self.global_batch)
             lane, turn = divmod(rest, share)
-            places.append(self._place(lane, step * share + turn))
+            turn += step * share
+            drawn = self._drawn.get(lane)
+            if drawn is None or not drawn.begin <= turn < drawn.end:
+                drawn = self._drawn[lane] = self._mix(lane, turn)
+            at = turn - drawn.begin
+            places.append(Place(drawn.epoch, int(drawn.shards[at]), int(drawn.rows[at])))
         return places
 
     def due(self, lane: int, turn: int) -> tuple[tuple[int, ...], int]:
@@ -134,13 +146,6 @@ class Order:
         ahead = min(len(after), done * len(after) // size + 1)
         until = size if ahead == len(after) else -(-ahead * size // len(after))
         return (*now.shards, *after[:ahead]), turn + until - done
-
-    def _place(self, lane: int, turn: int) -> Place:
-        epoch, drawn = self._where(lane, turn)
-        windows = self._lane(epoch, lane)
-        number = _window_at(windows, drawn)
-        mixed, at = self._drawn(epoch, lane, number), drawn - windows[number].begin
-        return Place(epoch, int(mixed.shards[at]), int(mixed.rows[at]))
 
     def _where(self, lane: int, turn: int) -> tuple[int, int]:
         """Epoch of a lane's draw number `turn`, and how many the lane drew of it before."""
@@ -181,13 +186,18 @@ class Order:
             begin, at, size = begin + end - start, at + size, self.window
         return tuple(windows)
 
-    def _mix(self, epoch: int, lane: int, number: int) -> Drawn:
-        window, line = self._lane(epoch, lane)[number], self._line(epoch)
+    def _mix(self, lane: int, turn: int) -> Drawn:
+        epoch, drawn = self._where(lane, turn)
+        windows, line = self._lane(epoch, lane), self._line(epoch)
+        number = _window_at(windows, drawn)
+        window = windows[number]
         rng = np.random.default_rng((self.seed, epoch, lane, number))
         points = rng.permutation(np.arange(window.low, window.high))
         at = np.searchsorted(line.ends, points, side="right")
         shards = line.shards[at]
-        return Drawn(shards, points - line.ends[at] + self._sizes[shards])
+        begin = turn - (drawn - window.begin)
+        rows = points - line.ends[at] + self._sizes[shards]
+        return Drawn(begin, begin + len(points), epoch, shards, rows)
 
 
 def _window_at(windows: Sequence[Window], drawn: int) -> int:

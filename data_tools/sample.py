@@ -1,6 +1,6 @@
 """What the loader hands a method's renderer: one sample, and the batch it is rendered into."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,21 @@ from dpal.base.errors import DataError
 from dpal.batch import Batch
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Decode = Callable[[Pixels | None], Pixels]
+
+
+class Images(Protocol):
+    """The samples of a shard."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Sample keys, in order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+# Decodes one row of a shard, into the buffer that is given; raises SampleError.
+Decode = Callable[[Any, int, Pixels | None], Pixels]
 
 
 class SampleError(DataError):
@@ -25,26 +39,27 @@ class Sample:
     """One image on its way into a batch; it is decoded when first looked at.
 
     Args:
-        key: sample key.
+        shard: that it lies in.
         place: shard, row and epoch in the order.
-        decode: its pixels, into the buffer that is given; raises SampleError.
-        neighbours: the other samples of its shard; None when they are out of reach.
+        decode: gives the pixels of a row of the shard.
     """
 
-    __slots__ = ("_decode", "_image", "key", "neighbours", "place")
+    __slots__ = ("_decode", "_image", "_shard", "place")
 
-    def __init__(
-        self, key: str, place: Place, decode: Decode, neighbours: Neighbours | None = None
-    ) -> None:
-        self.key, self.place, self.neighbours = key, place, neighbours
-        self._decode = decode
+    def __init__(self, shard: Images, place: Place, decode: Decode) -> None:
+        self._shard, self.place, self._decode = shard, place, decode
         self._image: Pixels | None = None
+
+    @property
+    def key(self) -> str:
+        """Sample key."""
+        return self._shard.keys[self.place.row]
 
     @property
     def image(self) -> Pixels:
         """uint8 [H, W, 3]."""
         if self._image is None:
-            self._image = self._decode(None)
+            self._image = self._decode(self._shard, self.place.row, None)
         return self._image
 
     @property
@@ -52,9 +67,17 @@ class Sample:
         """Height and width of the image."""
         return self.image.shape[0], self.image.shape[1]
 
+    @property
+    def neighbours(self) -> Neighbours:
+        """The samples of its shard."""
+        shard, decode = self._shard, self._decode
+        return Neighbours(
+            self.place.row, len(shard), lambda row: (shard.keys[row], decode(shard, row, None))
+        )
+
     def decode_into(self, buffer: Pixels) -> None:
         """Decode straight into uint8 [H, W, 3] of exactly the image's size, without a copy."""
-        self._decode(buffer)
+        self._decode(self._shard, self.place.row, buffer)
 
 
 class BatchBuilder(Protocol):

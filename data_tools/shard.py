@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data_tools.local_cache import LocalCache
 from data_tools.manifest import ShardRef, keys_digest
 from data_tools.storage import LocalStore, ObjectStore
@@ -14,6 +17,7 @@ from data_tools.verified import Buffer, Content, fetch_verified
 from dpal.base.errors import DataError, StorageError
 from dpal.base.telemetry import Telemetry
 
+_NO_SPAN = Span(0, 0)
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")
 
 
@@ -35,8 +39,13 @@ class Shard:
         self.keys = tuple(entry.key for entry in entries)
         if len(self.keys) != ref.num_samples or keys_digest(self.keys) != ref.keys_digest:
             raise DataError(f"shard {where!r} does not hold the samples its manifest lists")
-        self._images = tuple(_image(entry, where) for entry in entries)
-        self._metas = tuple(entry.members.get("json") for entry in entries)
+        images = [_image(entry, where) for entry in entries]
+        metas = [entry.members.get("json", _NO_SPAN) for entry in entries]
+        # Arrays: a run keeps hundreds of shards open.
+        self._images = np.array(images, dtype=np.int64).reshape(-1, 2)
+        self._metas = np.array(metas, dtype=np.int64).reshape(-1, 2)
+        if isinstance(data, mmap.mmap):
+            data.madvise(mmap.MADV_DONTNEED)  # what was mapped to hash it counts as memory no more
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -47,9 +56,8 @@ class Shard:
 
     def meta(self, index: int) -> dict[str, Any]:
         """The sample's JSON: `source`, `height`, `width`. Raises DataError if damaged."""
-        span = self._metas[index]
         try:
-            meta = json.loads(self._read(span)) if span is not None else None
+            meta = json.loads(self._read(self._metas[index]))
         except (ValueError, RecursionError):
             meta = None
         if not isinstance(meta, dict):
@@ -58,8 +66,9 @@ class Shard:
             )
         return meta
 
-    def _read(self, span: Span) -> bytes:
-        return self._data[span.offset : span.offset + span.size]
+    def _read(self, span: npt.NDArray[np.int64]) -> bytes:
+        offset, size = span.tolist()
+        return self._data[offset : offset + size]
 
 
 def read_shard(

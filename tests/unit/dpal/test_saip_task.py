@@ -60,6 +60,18 @@ def person(number: int) -> np.ndarray[Any, Any]:
     return draw_person(0, number % 4, number).image
 
 
+class Persons:
+    """A shard of drawn persons."""
+
+    keys = tuple(f"{number:08x}" for number in range(64))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+PERSONS = Persons()
+
+
 def batch_of(recipe: Recipe, numbers: list[int], epoch: int = 0) -> SaipBatch:
     assert isinstance(recipe.method, Saip)
     plan = SaipPlan(recipe.seed + recipe.train.seed, recipe.views, recipe.method.local_crops)
@@ -67,7 +79,7 @@ def batch_of(recipe: Recipe, numbers: list[int], epoch: int = 0) -> SaipBatch:
     builder = SaipSamples(plan, pool).start(len(numbers))
     for row, number in reversed(list(enumerate(numbers))):
         place = Place(epoch=epoch, shard=0, row=number)
-        builder.fill(row, Sample(f"{number:08x}", place, lambda out, number=number: person(number)))
+        builder.fill(row, Sample(PERSONS, place, lambda _shard, number, _out: person(number)))
     return builder.finish()
 
 
