@@ -44,9 +44,9 @@ def variant(recipe: Recipe, *, targets: str, codec: str) -> Recipe:
     )
 
 
-# Seen on these views, in the relation term, which notices most: int8 1.2e-4, phis-int8 6e-5,
-# pca128-int8 1.6e-2 (3 % of this random teacher's variance is left out), int4 2.0e-2, pca128-int4
-# 4.9e-2.
+# Seen on these views, in the relation term, which notices most: int8 1.2e-4, phis-int8 6e-5, int4
+# 2.0e-2, pca128-int8 1.7e-2 (3 % of this random teacher's variance is left out), pca128-int4 2e-3
+# (rounding raises an affinity's entropy, leaving out lowers it).
 @pytest.mark.parametrize(
     ("codec", "tolerance"),
     [
@@ -56,7 +56,7 @@ def variant(recipe: Recipe, *, targets: str, codec: str) -> Recipe:
         ("phis-int8", 1e-2),
         ("pca128-int8", 4e-2),
         ("int4", 4e-2),
-        ("pca128-int4", 1e-1),
+        ("pca128-int4", 4e-2),
     ],
 )
 def test_cached_and_online_teacher_give_the_same_losses(
