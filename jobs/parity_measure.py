@@ -13,7 +13,6 @@ import torch
 
 from data_tools.aligned_samples import AlignedSamples
 from data_tools.backgrounds import BackgroundPool
-from data_tools.composites import Neighbours
 from data_tools.decode import decode_rgb
 from data_tools.feature_cache import TargetCache
 from data_tools.local_cache import LocalCache, open_local_cache
@@ -176,21 +175,16 @@ class ParityMeter:
             builder = samples.start(len(group))
             for row, place in enumerate(group):
                 ref = self.manifest.shards[place.shard]
-                builder.fill(row, self._sample(read_shard(self.store, ref, self.copies), place))
+                shard = read_shard(self.store, ref, self.copies)
+                builder.fill(row, Sample(shard, place, self._decode))
             batch = builder.finish()
             if isinstance(batch, RawBatch):
                 assert renderer is not None
                 batch = renderer(batch, self.device)
             yield group, batch
 
-    def _sample(self, shard: Shard, place: Place) -> Sample:
-        limit = self.recipe.data.max_pixels
-
-        def decode(row: int, out: Pixels | None = None) -> Pixels:
-            return decode_rgb(shard.image_bytes(row), limit, out=out)
-
-        near = Neighbours(place.row, len(shard), lambda row: (shard.keys[row], decode(row)))
-        return Sample(shard.keys[place.row], place, lambda out: decode(place.row, out), near)
+    def _decode(self, shard: Shard, row: int, out: Pixels | None) -> Pixels:
+        return decode_rgb(shard.image_bytes(row), self.recipe.data.max_pixels, out=out)
 
     def _compare(
         self,
