@@ -36,7 +36,7 @@ from jobs.cache_worker import ShardWorker
 NAME = "vit_tiny_patch16_224"
 A_SHARD = 8  # images
 VICTIMS = {"actor": 24, "driver": 12, "raylet": 7, "gcs_server": 7}  # of 50
-QUIET_S = (0.0, 6.0)  # between a working actor and the next kill
+QUIET_S = (0.0, 4.0)  # between a working actor and the next kill
 PATIENCE_S = 300.0
 TICK_S = 0.02  # of the file system's clock, and of a process that is asked for its title
 BEGUN = re.compile(r"^(\d+\.\d+) shard (\S+) begun$", re.MULTILINE)
@@ -166,7 +166,7 @@ class Killer:
         if differing:
             self.errors.append(f"{url.name}: {len(differing)} differ, first {differing[0]}")
         rows = {path.stem: path.stat().st_ctime for path in url.glob("*/ledger/*.json")}
-        for path in logs.glob("session_*/logs/worker-*.out"):
+        for path in logs.rglob("worker-*.out"):
             for at, name in BEGUN.findall(path.read_text(errors="replace")):
                 self.begun += 1
                 if float(at) > rows[name.removesuffix(".tar")] + TICK_S:
@@ -195,10 +195,16 @@ def made_recipe(folder: Path, count: int) -> Recipe:
             "name": "killed",
             "output": str(folder / "runs"),
             "data": {"images": [str(folder / "images")], "samples_per_shard": A_SHARD},
-            "views": {"count": 2, "composites": 1},
-            "teacher": {"kind": "timm", "name": NAME, "weights": str(weights), "batch_size": 4},
+            "views": {"height": 128, "width": 64, "count": 2, "composites": 1},
+            "teacher": {
+                "kind": "timm",
+                "name": NAME,
+                "weights": str(weights),
+                "input": [128, 64],
+                "batch_size": 4,
+            },
             "cache": {"calibration_images": 8, "actors": 2},
-            "student": {},
+            "student": {"height": 128, "width": 64},
             "train": {"duration": "1 steps", "global_batch": 8, "micro_batch": 8},
         }
     )

@@ -47,7 +47,7 @@ class TeacherActor:
         """Load the teacher and publish the header where there is none."""
         from jobs.cache_worker import LOG, ShardWorker  # torch is imported in the actor only
 
-        logging.basicConfig(format="%(message)s", stream=sys.stdout)  # to Ray's log of this actor
+        LOG.addHandler(logging.StreamHandler(sys.stdout))  # Ray's log of this actor
         LOG.setLevel(logging.INFO)
         cache = self.recipe.cache
         threads = max(1, int(cache.cpus_per_actor))

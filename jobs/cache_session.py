@@ -76,6 +76,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     local = cache.ray_address == "local"
     if local:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on this machine joins
+        os.environ.setdefault("RAY_worker_niceness", "0")  # the machine is here for this job
     import ray  # only now: the import takes a second, and reads the environment
 
     try:
