@@ -30,6 +30,7 @@ from dpal.base.inputs import Storage
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.targets import decode_batch, encode_batch
+from jobs.cache_batches import Renderer
 from jobs.cache_plan import single_teacher_recipes
 from jobs.cache_worker import ShardWorker
 from jobs.plan_miniature import Miniature, make_miniature, origin_of
@@ -178,18 +179,13 @@ def _teacher(worker: ShardWorker, name: str, mini: Miniature) -> TeacherRate:
 def _rendering(worker: ShardWorker) -> float:
     """CPU seconds of a sample's decoding and pinned views, as the cache job does them."""
     shard = read_shard(worker.store, worker.manifest.shards[0], None)
-    series = series_of(worker.plan.views)
-    alone = worker.threads
-    worker.threads = 1
-    try:
+    renderer, series = Renderer(worker.recipe, worker.pool, 1), series_of(worker.plan.views)
 
-        def render() -> None:
-            for _ in worker._batches(shard, range(len(shard)), series):
-                pass
+    def render() -> None:
+        for _ in renderer.batches(shard, range(len(shard)), series):
+            pass
 
-        return repeated(render, time.process_time, ENOUGH_S) / len(shard)
-    finally:
-        worker.threads = alone
+    return repeated(render, time.process_time, ENOUGH_S) / len(shard)
 
 
 def _records(worker: ShardWorker, cache: TargetCache) -> tuple[float, float]:

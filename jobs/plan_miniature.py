@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from data_tools.backgrounds import backgrounds_url, has_own_backgrounds
 from data_tools.manifest import manifest_of
 from data_tools.shard import read_shard
 from data_tools.storage import open_store
@@ -25,7 +26,7 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import TaughtTeacher
 from dpal.model.taught import arch_of, build_taught
-from jobs import build_shards
+from jobs.build_shards import build_shards
 from jobs.plan_rates import Origin
 
 CPU_IMAGES, GPU_IMAGES = 32, 256
@@ -58,13 +59,8 @@ def make_miniature(recipe: Recipe, folder: Path) -> Miniature:
     told, mean_bytes = _write_images(recipe, images, count)
     micro = min(recipe.train.micro_batch, count)
     composite = "two" if recipe.views.composite == "scenes" else recipe.views.composite
-    data = Data(
-        images=(str(images),),
-        shards=str(folder / "shards"),
-        samples_per_shard=count,
-        min_side=1,
-        max_reject_fraction=1.0,
-        max_pixels=recipe.data.max_pixels,
+    data = recipe.data.model_copy(  # the words stay, or a taught teacher would be refused
+        update={"shards": str(folder / "shards"), "scenes": (), "max_shards": 0}
     )
     mini = recipe.model_copy(
         update={
@@ -82,12 +78,28 @@ def make_miniature(recipe: Recipe, folder: Path) -> Miniature:
         }
     )
     _random_taught(mini)
-    build_shards.run(mini)
+    _shard(mini, images, count)
     cores = len(os.sched_getaffinity(0))
     allowed = int(os.environ.get("OMP_NUM_THREADS", max(1, cores // recipe.train.processes)))
     return Miniature(
         mini, told, mean_bytes, device, max(1, int(recipe.cache.cpus_per_actor)), allowed
     )
+
+
+def _shard(recipe: Recipe, images: Path, count: int) -> None:
+    """One shard of the images, which are their own backgrounds if the recipe asks for some."""
+    policy = Data(
+        images=(str(images),),
+        samples_per_shard=count,
+        min_side=1,
+        max_reject_fraction=1.0,
+        max_pixels=recipe.data.max_pixels,
+    )
+    places = [recipe.data.shards]
+    if has_own_backgrounds(recipe):
+        places.append(backgrounds_url(recipe))
+    for place in places:
+        build_shards(policy.images, place, policy, Storage())
 
 
 def _write_images(recipe: Recipe, folder: Path, count: int) -> tuple[str, float]:

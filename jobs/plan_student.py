@@ -35,12 +35,13 @@ Clock = Callable[[], float]
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print `samples_per_s` and `start_s`: seconds from imports to a first batch."""
-    recipe, threads = load_recipe(Path(argv[0])), int(argv[1])
+    threads = int(argv[1])
     keep_freed_memory()  # as training does
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     clock = clock_of(device, threads)
     try:
+        recipe = load_recipe(Path(argv[0]))
         with training(recipe, with_targets=True) as (task, batches):
             engine = Engine(task, recipe.train, ALONE)
             batch = next(batches)
