@@ -106,9 +106,12 @@ def train_phase(work: Workload, rates: Rates, *, online: bool) -> Phase:
     core_s = 1 / load.train_samples_per_s_core + records / (load.target_read_gb_per_s_core * GB)
     samples = work.images * work.epochs
     fetched = fetched_bytes(work, rates, online=online)
-    per_sample = work.image_bytes + records  # mapped in place: what is read is what is needed
+    peak = per_sample = (
+        work.image_bytes + records
+    )  # mapped in place: what is read is what is needed
     if work.remote_shards or work.remote_targets:
         per_sample = fetched / samples
+        peak = remote_bytes(work, online=online) / work.images * (1 + _shared(work, rates))
     gets = num_gets(work, rates, online=online)
     device_s = student_s + teacher_s
     busy_cores = node.student_cores * student_s + node.teacher_cores * teacher_s
@@ -134,7 +137,7 @@ def train_phase(work: Workload, rates: Rates, *, online: bool) -> Phase:
         read_bytes=work.students * fetched,
         gets=work.students * gets,
         puts=0.0,
-        node_mb_per_s=full_speed * per_sample / nodes / MB,
+        node_mb_per_s=full_speed * peak / nodes / MB,
         cores_per_device=core_s / device_s,
         requests_per_s=full_speed * gets / samples,
         limits=tuple(limits),

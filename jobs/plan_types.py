@@ -134,7 +134,8 @@ class Phase:
         paid_hours: device-hours from start to end, all runs.
         read_bytes: from the store, all runs.
         gets, puts: requests, all runs.
-        node_mb_per_s: what a node reads and writes a second at the devices' own speed.
+        node_mb_per_s: what a node reads and writes a second at the devices' own speed; in
+            training, of the first epoch, when nothing is among its local copies yet.
         cores_per_device: that decode and render at the devices' own speed.
         requests_per_s: of all nodes at the devices' own speed.
         limits: from the tightest up; the first is the bottleneck.

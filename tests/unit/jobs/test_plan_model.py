@@ -261,6 +261,8 @@ def test_hits_as_a_simulated_local_cache_counts_them(share: float) -> None:
 def test_copies_that_hold_everything_are_fetched_once() -> None:
     work = replace(WORK, copies_bytes=1e12, devices=4)
     assert fetched_bytes(work, RATES, online=False) == pytest.approx(work.target_bytes + 10e9)
+    first = train_phase(work, RATES, online=False)  # the first epoch reads as if nothing were kept
+    assert first.node_mb_per_s == pytest.approx(4000 * (work.target_bytes + 10e9) / 1e6 / 1e6)
     # Tars once, ledger rows in every epoch.
     assert num_gets(work, RATES, online=False) == pytest.approx(2000 * (1 + 3 * (1 + 10)))
     assert hit_share(0.0, 1e9) == 0.0
