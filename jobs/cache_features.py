@@ -4,7 +4,6 @@ The driver hands out shard references, never images. Killing any process, or the
 at most the shards in work; the next run does what the ledger lacks.
 """
 
-import sys
 import time
 from typing import NamedTuple
 
@@ -111,27 +110,15 @@ def _cache(plan: _Plan, manifest: Manifest, telemetry: Telemetry, what: str, bef
     where, total = f"targets-{plan.digest}", len(manifest.shards)
     if not plan.has_work:
         return f"{where}: {total} shards are there"
-    started, images, shards, told = time.monotonic(), 0, plan.num_done, False
+    started, images, shards = time.monotonic(), 0, plan.num_done
     done = manifest.num_samples - sum(ref.num_samples for ref in plan.missing)
     with Progress(what, manifest.num_samples, "image", initial=done) as progress:
-        for ref, answer in cache_shards(plan.recipe, plan.missing):
-            images, shards, before = images + answer.views, shards + 1, before + 1
-            if answer.batch_size < plan.recipe.teacher.batch_size and not told:
-                told = True
-                _tell_shrunk(plan.recipe, answer.batch_size)
-            telemetry.report(CACHE_IMAGES, answer.views)
+        for ref, seen in cache_shards(plan.recipe, plan.missing):
+            images, shards, before = images + seen, shards + 1, before + 1
+            telemetry.report(CACHE_IMAGES, seen)
             telemetry.report(CACHE_SHARDS, before)
             progress.advance(ref.num_samples, f"{shards}/{total} shards")
     seconds = time.monotonic() - started
     if not plan.missing:
         return f"{where}: {total} shards are there, calibration in {seconds:.0f} s"
     return f"{where}: {len(plan.missing)} shards, {images} views in {seconds:.0f} s"
-
-
-def _tell_shrunk(recipe: Recipe, size: int) -> None:
-    print(
-        f"cache: teacher.batch_size={recipe.teacher.batch_size} does not fit into the device's "
-        f"memory; going on with {size}",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -62,8 +62,8 @@ class TeacherActor:
         return Answer(views, self._worker.forward.size)
 
 
-def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, Answer]]:
-    """Cache `refs` on Ray and yield (shard, answer) as they finish, in any order.
+def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, int]]:
+    """Cache `refs` on Ray and yield (shard, views the teacher saw) as they finish, in any order.
 
     The calibration comes first, if the cache lacks it; without `refs` it is all that is done.
     An actor that dies is replaced and its shards are done again. The order is drawn, so that two
@@ -96,6 +96,7 @@ class _Crew:
         self._ready: set[Any] = set()
         self._late: set[Any] = set()
         self._calls: dict[Any, tuple[Any, str]] = {}  # shard name, or "" for `prepare`
+        self._told = False
         self._failures = 0  # actors in a row that died before they were ready
 
     def hire(self) -> None:
@@ -109,8 +110,8 @@ class _Crew:
         while not self._ready:
             self._answer(schedule)
 
-    def work(self, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, Answer]]:
-        """Cache `refs`."""
+    def work(self, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, int]]:
+        """Cache `refs`; yields each with the views that a teacher saw for it."""
         by_name = {ref.name: ref for ref in refs}
         names = random.SystemRandom().sample(list(by_name), len(by_name))
         schedule = Schedule(names, time.monotonic)
@@ -124,7 +125,9 @@ class _Crew:
                         self._calls[actor.cache_shard.remote(by_name[name])] = (actor, name)
             answered = self._answer(schedule)
             if answered is not None:
-                yield by_name[answered[0]], answered[1]
+                name, answer = answered
+                self._tell_smaller(answer.batch_size)
+                yield by_name[name], answer.views
 
     def _answer(self, schedule: Schedule) -> tuple[str, Answer] | None:
         """The next shard that is done; None when something else happened, or nothing."""
@@ -155,6 +158,18 @@ class _Crew:
         elif schedule.finished(actor, name):
             return name, answer
         return None
+
+    def _tell_smaller(self, size: int) -> None:
+        """Say once that batches became smaller."""
+        wanted = self.recipe.teacher.batch_size
+        if size < wanted and not self._told:
+            self._told = True
+            print(
+                f"cache: teacher.batch_size={wanted} does not fit into the device's memory; "
+                f"going on with {size}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _replace(self, schedule: Schedule, actor: Any, error: Any) -> None:
         """Another actor for one that died. Raises DataError when that has no end."""

@@ -104,7 +104,7 @@ def crew_of(behave: Behave, **cache) -> _Crew:
 def run(crew: _Crew, count: int) -> list[str]:
     crew.hire()
     crew.await_first()
-    return sorted(ref.name for ref, _answer in crew.work(shards(count)))
+    return sorted(ref.name for ref, _views in crew.work(shards(count)))
 
 
 def test_every_shard_is_yielded_once_by_any_number_of_actors() -> None:
@@ -200,3 +200,12 @@ def test_signal_handlers_are_given_back() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop
     assert [signal.getsignal(number) for number in StopSignal.SIGNALS] == before
+
+
+def test_a_batch_that_became_smaller_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    crew = crew_of(lambda _actor, _shard: 1, actors=2)  # its answers say 32, the recipe 64
+    crew.recipe = crew.recipe.model_copy(
+        update={"teacher": crew.recipe.teacher.model_copy(update={"batch_size": 64})}
+    )
+    assert run(crew, 5) == [f"p-{i}.tar" for i in range(5)]
+    assert capsys.readouterr().err.count("teacher.batch_size=64 does not fit") == 1
