@@ -14,7 +14,7 @@ from dpal.base.errors import ConfigError, StorageError
 
 State = Literal["pending", "running", "succeeded", "failed", "stopped", "unknown"]
 LIVE: tuple[State, ...] = ("pending", "running")
-SCHEDULERS = ("local", "slurm", "kubernetes")
+SCHEDULERS = ("local", "slurm", "kubernetes", "ray")
 
 
 class JobStatus(NamedTuple):
@@ -62,6 +62,10 @@ def launcher(scheduler: str) -> Launcher:
         from cluster.kubernetes import KubernetesLauncher
 
         return KubernetesLauncher()
+    if scheduler == "ray":
+        from cluster.ray_cluster import RayLauncher
+
+        return RayLauncher()
     raise ConfigError(f"scheduler {scheduler!r}: accepted are {', '.join(SCHEDULERS)}")
 
 
@@ -71,7 +75,7 @@ def launcher_of(job: str) -> Launcher:
     if not colon or not rest or scheduler not in SCHEDULERS:
         raise ConfigError(
             f"job {job!r}: accepted are the ids that dpal submit prints "
-            "(local:<name>, slurm:<number>, kubernetes:<namespace>/<kind>/<name>)"
+            "(local:<name>, slurm:<number>, kubernetes:<namespace>/<kind>/<name>, ray:<name>)"
         )
     return launcher(scheduler)
 

@@ -328,10 +328,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", help="run folder")
     export.add_argument("--format", choices=("timm", "onnx"), default="timm")
 
+    from cluster.launcher import SCHEDULERS
+
     submit = verb("submit", _submit, "render, show and submit a job")
     submit.add_argument("recipe", help="recipe file")
     submit.add_argument("--stage", required=True, choices=("cache", "train", "run"))
-    submit.add_argument("--on", required=True, choices=("local", "slurm", "kubernetes"))
+    submit.add_argument("--on", required=True, choices=SCHEDULERS)
     _add_overrides(submit)
     for name, handler, text in (
         ("status", _status, "where a job stands"),
