@@ -4,6 +4,7 @@ from dpal.base.recipe import Recipe
 from jobs.plan_model import GB, MB, num_nodes
 from jobs.plan_rates import Rates
 from jobs.plan_types import Plan, Workload
+from jobs.plan_workload import teacher_name
 
 SMALL, LARGE = 4e6, 2e9  # bytes of an object; below, requests cost more than bytes
 ADVISED = 256e6
@@ -59,7 +60,12 @@ def _objects(work: Workload) -> list[str]:
             f"retried and held in memory whole: data.samples_per_shard={advised} makes "
             f"{sizes[large] * advised / MB:.0f} MB of them"
         )
-    elif sizes[small] * per_shard < SMALL and advised > per_shard and work.images > per_shard:
+    elif (
+        (work.remote_shards or work.remote_targets)
+        and sizes[small] * per_shard < SMALL
+        and advised > per_shard
+        and work.images > per_shard
+    ):
         found.append(
             f"{small} are objects of {sizes[small] * per_shard / MB:.1f} MB, so requests cost more "
             f"than bytes: data.samples_per_shard={advised} makes "
@@ -108,6 +114,10 @@ def _origin(recipe: Recipe, rates: Rates) -> list[str]:
         "method.kind": (recipe.method.kind, measured.method),
         "cache.codec": (recipe.cache.codec, measured.codec),
     }
+    for number, (spec, rate) in enumerate(
+        zip(recipe.aligned_teachers, rates.teachers, strict=True)
+    ):
+        pairs[f"teacher {number}"] = (teacher_name(spec), rate.name)
     differing = [f"{key} {mine} ({then})" for key, (mine, then) in pairs.items() if mine != then]
     if not differing:
         return []

@@ -136,7 +136,7 @@ def _student(mini: Miniature) -> tuple[float, float]:
     path.write_text(mini.recipe.to_yaml())
     threads = str(mini.student_threads)
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.plan_student", str(path), threads],
+        [sys.executable, "-m", "jobs.plan_student", str(path), threads, str(ENOUGH_S)],
         env={**os.environ, "OMP_NUM_THREADS": threads},
         capture_output=True,
         text=True,

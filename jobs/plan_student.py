@@ -1,6 +1,6 @@
 """How fast a student trains: a process of its own, as the engine changes the one it runs in.
 
-    python -m jobs.plan_student RECIPE THREADS     prints one line of JSON
+    python -m jobs.plan_student RECIPE THREADS SECONDS     prints one line of JSON
 
 The recipe's shards and targets are there; steps are taken on one batch, which is ready.
 """
@@ -29,13 +29,12 @@ from dpal.task import Moment, Task
 from jobs.train import make_loader, target_sources
 
 ALONE = World(0, 1, 0)
-ENOUGH_S = 3.0
 Clock = Callable[[], float]
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print `samples_per_s` and `start_s`: seconds from imports to a first batch."""
-    threads = int(argv[1])
+    threads, enough_s = int(argv[1]), float(argv[2])
     keep_freed_memory()  # as training does
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
             engine = Engine(task, recipe.train, ALONE)
             batch = next(batches)
             start = time.process_time()  # from the beginning of the process
-            seconds = _step_seconds(recipe, engine, batch, clock)
+            seconds = repeated(_stepper(recipe, engine, batch), clock, enough_s)
             engine.close()
     except DpalError as error:
         print(error, file=sys.stderr)
@@ -88,7 +87,8 @@ def repeated(work: Callable[[], object], clock: Clock, enough_s: float) -> float
     return median(times)
 
 
-def _step_seconds(recipe: Recipe, engine: Engine, batch: Batch, clock: Clock) -> float:
+def _stepper(recipe: Recipe, engine: Engine, batch: Batch) -> Callable[[], None]:
+    """A training step on one batch, done once."""
     moment = Moment(0, 1000, recipe.train.micro_batch, recipe.train.micro_batch)
 
     def step() -> None:
@@ -98,7 +98,7 @@ def _step_seconds(recipe: Recipe, engine: Engine, batch: Batch, clock: Clock) ->
             torch.cuda.synchronize()
 
     step()
-    return repeated(step, clock, ENOUGH_S)
+    return step
 
 
 if __name__ == "__main__":

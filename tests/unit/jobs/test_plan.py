@@ -269,6 +269,12 @@ def test_warnings_name_what_will_hurt_and_are_silent_where_nothing_does(demo_rat
     assert "3 shards for 8 devices" in few
     slow = (*good, "rates.store.read_mb_per_s=5")
     assert "MB/s a node" in warnings(*slow, rates=demo_rates, size=Size(10**8, devices=8))
+    local = ("train.global_batch=2048",)
+    assert warnings(*local, rates=demo_rates, size=Size(10**8, devices=8)) == ""
+    named = (*good, "rates.teachers.0.name=another")
+    assert "teacher 0 taught (another)" in warnings(
+        *named, rates=demo_rates, size=Size(10**8, devices=8)
+    )
     other = (*good, "student.name=vit_small")
     assert "student.name vit_small (vit_tiny)" in warnings(
         *other, rates=demo_rates, size=Size(10**8, devices=8)
