@@ -115,11 +115,12 @@ def _name(job: str) -> str:
 @contextmanager
 def _client(why: str) -> Iterator[Any]:
     """The job server's client. Raises StorageError when it refuses or is not there."""
-    from ray.job_submission import JobSubmissionClient  # its import takes a second
+    from ray.exceptions import AuthenticationError  # the import takes a second
+    from ray.job_submission import JobSubmissionClient
 
     address = os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS)
     try:
         yield JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(f"cannot {why}: Ray's job server {address} says: {words}") from None

@@ -1,11 +1,14 @@
-"""`dpal cache` under kill -9: of the actor in the middle of a shard, then of the driver."""
+"""`dpal cache` under kill -9, SIGTERM and a rival; `benchmarks/kill_cache.py` does it at length."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,9 @@ from jobs.cache_worker import ShardWorker
 NAME = "vit_tiny_patch16_224"
 NUM_IMAGES, PER_SHARD = 72, 12  # six shards of about a second each
 PATIENCE_S = 240
+ROOT = Path(__file__).parents[2]
+BEGUN = re.compile(r"^(\d+\.\d+) shard (\S+) begun$", re.MULTILINE)
+TICK_S = 0.02  # of the file system's clock
 DRIVER = """
 import sys
 from dpal.base.config import load_recipe
@@ -72,11 +78,29 @@ def undisturbed(recipe: Recipe, url: Path) -> LocalStore:
     return LocalStore(url)
 
 
-def start_driver(recipe: Recipe, folder: Path) -> subprocess.Popen:
+def start_driver(recipe: Recipe, folder: Path, ray: Path | None = None) -> subprocess.Popen:
+    """A job whose log lies in `folder`, and those of its actors in `ray`."""
     path = folder / "recipe.yaml"
     path.write_text(recipe.to_yaml())
-    log = (folder / "driver.log").open("a")
-    return subprocess.Popen([sys.executable, "-c", DRIVER, path], stdout=log, stderr=log)
+    env = os.environ | ({"RAY_TMPDIR": str(ray)} if ray else {})
+    with (folder / "driver.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", DRIVER, path], stdout=log, stderr=log, env=env
+        )
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder with a short path, as Ray's sockets want it."""
+    folder = Path(tempfile.mkdtemp(prefix="r"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def begun(ray: Path) -> list[tuple[float, str]]:
+    """When the actors of a job began which shard, as their logs tell it."""
+    logs = [path.read_text(errors="replace") for path in ray.rglob("worker-*.out")]
+    return [(float(at), name) for log in logs for at, name in BEGUN.findall(log)]
 
 
 def wait_for(what: str, probe: Callable[[], object], driver: subprocess.Popen) -> object:
@@ -160,3 +184,55 @@ def test_killed_actor_and_killed_driver_leave_the_cache_of_an_undisturbed_run(
     result = cache_features.run(recipe)
     assert result.skipped
     assert "6 shards are there" in result.detail
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_end_with_the_same_bytes_and_one_ledger(
+    recipe: Recipe, tmp_path: Path, short: Path
+) -> None:
+    expected = undisturbed(recipe, tmp_path / "expected")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    rays = [short / "1", short / "2"]
+    for folder in (*folders, *rays):
+        folder.mkdir()
+    drivers = [start_driver(recipe, *pair) for pair in zip(folders, rays, strict=True)]
+    try:
+        for driver, folder in zip(drivers, folders, strict=True):
+            assert driver.wait(PATIENCE_S) == 0, (folder / "driver.log").read_text()
+    finally:
+        for driver in drivers:
+            end(driver, [])
+    store = LocalStore(Path(recipe.cache.url))
+    assert store.list() == expected.list()
+    assert [name for name in store.list() if store.get(name) != expected.get(name)] == []
+    committed = {path.stem: path.stat().st_ctime for path in store.root.glob("*/ledger/*.json")}
+    assert len(committed) == NUM_IMAGES // PER_SHARD
+    computed = begun(rays[0]) + begun(rays[1])
+    assert {name for _at, name in computed} == {f"{stem}.tar" for stem in committed}
+    late = [name for at, name in computed if at > committed[name.removesuffix(".tar")] + TICK_S]
+    assert late == []
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_asked_to_go_goes_at_once_and_the_job_ends_well(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    driver = start_driver(recipe, tmp_path)
+    try:
+        actor = wait_for("a busy actor", lambda: busy_actor(driver), driver)
+        actor.terminate()
+        _gone, alive = psutil.wait_procs([actor], timeout=10)
+        assert not alive, "SIGTERM did not end the actor"
+        assert driver.wait(PATIENCE_S) == 0, (tmp_path / "driver.log").read_text()
+    finally:
+        end(driver, [])
+    assert cache_features.run(recipe).skipped
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_the_cache_of_an_undisturbed_run() -> None:
+    tool = ROOT / "benchmarks" / "kill_cache.py"
+    command = [sys.executable, tool, "--kills", "3", "--shards", "10", "--seed", "5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * PATIENCE_S)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    assert " 0 of them after a commit" in done.stdout
