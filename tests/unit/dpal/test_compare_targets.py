@@ -161,4 +161,5 @@ def test_bounds_of_a_coarse_codec_and_of_bf16_are_wider() -> None:
     assert (fine.median, fine.noise) == (0.9995, pytest.approx(1 / 127))
     assert coarse.median < fine.median
     assert half.noise > fine.noise
+    assert (half.median, half.smallest) == (0.999, 0.984)
     assert fine.smallest < fine.median
