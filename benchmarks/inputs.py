@@ -38,14 +38,23 @@ TEACHER = "vit_tiny_patch16_224"
 BATCH = 32
 
 
-def made_recipe(folder: Path, *, height: int, count: int, precision: str = "bf16") -> Recipe:
+def made_recipe(
+    folder: Path,
+    *,
+    height: int,
+    count: int,
+    precision: str = "bf16",
+    teacher: str = TEACHER,
+    teacher_precision: str = "fp32",
+    batch: int = BATCH,
+) -> Recipe:
     """A recipe over `count` drawn persons of `height` x `height` / 2, sharded in `folder`."""
     images, weights = folder / "persons", folder / "teacher.safetensors"
     images.mkdir()
     for index in range(count):
         person = draw_person(0, index % 16, index, (height, height // 2))
         Image.fromarray(person.image).save(images / f"{index:04d}.jpg", quality=90)
-    save_file(timm.create_model(TEACHER, num_classes=0).state_dict(), weights)
+    save_file(timm.create_model(teacher, num_classes=0).state_dict(), weights)
     size = {"height": height, "width": height // 2}
     values: dict[str, Any] = {
         "name": "bench",
@@ -54,17 +63,18 @@ def made_recipe(folder: Path, *, height: int, count: int, precision: str = "bf16
         "views": {**size, "count": 2, "composites": 1},
         "teacher": {
             "kind": "timm",
-            "name": TEACHER,
+            "name": teacher,
             "weights": str(weights),
             "input": [height, height // 2],
+            "precision": teacher_precision,
         },
         "cache": {"calibration_images": 32},
         "student": size,
         "train": {
             "duration": "100 steps",
             "warmup": "10 steps",
-            "global_batch": BATCH,
-            "micro_batch": BATCH,
+            "global_batch": batch,
+            "micro_batch": batch,
             "precision": precision,
         },
     }
