@@ -58,16 +58,19 @@ class WholeBatch:
 
 
 def open_epochs(task: Task) -> Epoch:
-    """A new loader for every epoch: opening and verifying shards belongs to it."""
+    """One loader for all epochs, as a run has it; from S3 a new one each, with no copies yet."""
     begin_at = open_loader(task)
     steps, rest = divmod(task.images, task.batch)
     if rest:
         raise ValueError(f"{task.images} images are not a multiple of batches of {task.batch}")
+    running: list[Generator[np.ndarray]] = []
 
     def epoch(number: int) -> Iterator[np.ndarray]:
-        batches = begin_at(number * steps)
-        yield from islice(batches, steps)
-        batches.close()
+        if task.remote or not running:
+            running[:] = [begin_at(number * steps)]
+        yield from islice(running[0], steps)
+        if task.remote:
+            running.pop().close()
 
     return epoch
 
