@@ -19,9 +19,11 @@ from data_tools.local_cache import LocalCache, open_local_cache
 from data_tools.manifest import Manifest
 from data_tools.order import Place
 from data_tools.raw_samples import RawSamples
-from data_tools.sample import Pixels, Sample
-from data_tools.shard import Shard, read_shard
+from data_tools.salvage import salvage_shard
+from data_tools.sample import BatchBuilder, Pixels, Sample, SampleError
+from data_tools.shard import DamagedShard, Shard, read_shard
 from data_tools.storage import open_store
+from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, RawBatch, TrainBatch
@@ -174,17 +176,42 @@ class ParityMeter:
             group = places[start : start + BATCH]
             builder = samples.start(len(group))
             for row, place in enumerate(group):
-                ref = self.manifest.shards[place.shard]
-                shard = read_shard(self.store, ref, self.copies)
-                builder.fill(row, Sample(shard, place, self._decode))
+                self._fill(builder, row, place)
             batch = builder.finish()
             if isinstance(batch, RawBatch):
                 assert renderer is not None
                 batch = renderer(batch, self.device)
             yield group, batch
 
+    def _fill(self, builder: BatchBuilder, row: int, place: Place) -> None:
+        """Fill a row with its sample, or with the next one of the shard that is not damaged.
+
+        Whether damage is borne is the training loader's business, and counted there.
+        """
+        shard = self._shard(place.shard)
+        for ahead in range(len(shard)):
+            now = place._replace(row=(place.row + ahead) % len(shard))
+            try:
+                builder.fill(row, Sample(shard, now, self._decode))
+            except SampleError:
+                continue
+            return
+        raise DataError(f"shard {shard.ref.name!r} holds damaged samples alone")
+
+    def _shard(self, index: int) -> Shard:
+        ref = self.manifest.shards[index]
+        try:
+            return read_shard(self.store, ref, self.copies)
+        except DamagedShard:
+            if not self.recipe.data.max_skip_fraction:
+                raise
+            return salvage_shard(self.store, ref)
+
     def _decode(self, shard: Shard, row: int, out: Pixels | None) -> Pixels:
-        return decode_rgb(shard.image_bytes(row), self.recipe.data.max_pixels, out=out)
+        try:
+            return decode_rgb(shard.image_bytes(row), self.recipe.data.max_pixels, out=out)
+        except DataError as error:
+            raise SampleError(str(error)) from None
 
     def _compare(
         self,

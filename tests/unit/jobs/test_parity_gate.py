@@ -255,3 +255,26 @@ def test_samples_differ_by_seed_and_cover_shards(made: Recipe) -> None:
     assert len({place.shard for place in first}) == 2
     assert len(set(draw_places(made, manifest, 12, 0))) == 12
     assert len(draw_places(made, manifest, 90, 0)) == 90
+
+
+def test_damaged_samples_are_left_to_the_training_loader(recipe: Recipe) -> None:
+    """A record that fails its checksum is no disagreement: the next sample is compared."""
+    (cache,) = caches_of(recipe)
+    for path in Path(cache.store.url).glob("*/persons-000000.tar"):
+        layout = cache.layout(path.parent.name)
+        data = bytearray(path.read_bytes())
+        for row in range(0, 10, 2):
+            data[row * stride_of(layout) + 512 + layout.code_start] ^= 1
+        path.write_bytes(data)
+    assert "cosine 1.0000" in gate(changed(recipe, data={"max_skip_fraction": 0.5}))
+
+
+def test_a_shard_of_damaged_samples_alone_is_told(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_args: object, **_named: object) -> np.ndarray:
+        raise DataError("it is damaged")
+
+    monkeypatch.setattr(parity_measure, "decode_rgb", damaged)
+    with pytest.raises(DataError, match="holds damaged samples alone"):
+        gate(recipe)
