@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpal.base.section import Pair, Section, Triple
 
@@ -124,6 +124,18 @@ class MobileSamTeacher(Published):
         (256, 128),
         description="height and width the teacher is fed with; 448 x 224 is finer and slower",
     )
+    runtime: Literal["torch", "onnxruntime"] = Field(
+        "torch", description="what runs the forward; onnxruntime is twice as fast on a CPU, in fp32"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "MobileSamTeacher":
+        if self.runtime == "onnxruntime" and self.precision != "fp32":
+            raise ValueError(
+                f"teacher.precision={self.precision!r} with teacher.runtime='onnxruntime': "
+                "accepted is 'fp32'"
+            )
+        return self
 
 
 Teacher = Annotated[

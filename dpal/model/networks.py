@@ -20,6 +20,7 @@ from dpal.base.teachers import (
     VitTeacher,
 )
 from dpal.model import onnx_teacher, timm_teacher
+from dpal.model.exported_network import ExportedNetwork
 from dpal.model.published.mobilesam import load_mobilesam, mobilesam_network
 from dpal.model.published.solider import STAGES, SoliderNetwork, load_solider
 from dpal.model.published.vit import load_vit
@@ -78,7 +79,8 @@ def _published(spec: PublishedSpec) -> object:
     path = weights_path(spec.weights)
     state = read_weights(path)
     if isinstance(spec, MobileSamTeacher):
-        return mobilesam_network(load_mobilesam(state, path)[0], DTYPES[spec.precision])
+        encoder = mobilesam_network(load_mobilesam(state, path)[0], DTYPES[spec.precision])
+        return ExportedNetwork(encoder) if spec.runtime == "onnxruntime" else encoder
     if isinstance(spec, SoliderTeacher):
         stage = STAGES - 1 if spec.tap == "norm" else int(spec.tap.removeprefix("stage"))
         model = load_solider(state, path)[0]

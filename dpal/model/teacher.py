@@ -191,6 +191,8 @@ def _published(spec: PublishedSpec) -> dict[str, Any]:
     }
     if not isinstance(spec, MobileSamTeacher):
         identity["tap"] = spec.tap
+    elif spec.runtime != "torch":  # absent for torch, as in caches that were made before
+        identity["runtime"] = _library(spec.runtime)
     if isinstance(spec, SapiensTeacher):
         identity["padding"] = spec.padding
     if isinstance(spec, SoliderTeacher):
