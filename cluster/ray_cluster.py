@@ -121,6 +121,6 @@ def _client(why: str) -> Iterator[Any]:
     address = os.environ.get("RAY_API_SERVER_ADDRESS", ADDRESS)
     try:
         yield JobSubmissionClient(address)
-    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise StorageError(f"cannot {why}: Ray's job server {address} says: {words}") from None

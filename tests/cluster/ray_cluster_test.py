@@ -54,6 +54,7 @@ def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield address
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
+        print((folder / "log").read_text())  # shown when the test fails
         process.terminate()
         process.wait(60)
         _gone, alive = psutil.wait_procs(children, timeout=10)
@@ -73,7 +74,11 @@ def _listens(port: int) -> bool:
 def dpal(*words: str | Path) -> str:
     """What the command prints; in a process of its own, as Ray reads its settings at import."""
     command = [sys.executable, "-m", "jobs", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    for _ in range(20):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        if "try again later" not in done.stderr:  # a head that has just begun says so
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -3,6 +3,7 @@
 import io
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
+from dpal.model.tokens import Tokens
 from dpal.record import spec_of
 from dpal.targets import decode_batch
 from dpal.views import render, render_composite
-from jobs import build_shards, cache_features
-from jobs.cache_plan import cache_of, teacher_of
+from jobs import build_shards, cache_features, cache_worker
+from jobs.cache_forward import HalvingForward
+from jobs.cache_plan import cache_of, definition_of, teacher_of
 from jobs.cache_session import absolute
 from jobs.cache_worker import ShardWorker
 
@@ -123,6 +126,89 @@ def test_batch_size_does_not_change_a_byte(recipe: Recipe, tmp_path: Path) -> No
     first, second = stores
     assert first.list() == second.list()
     assert [name for name in first.list() if first.get(name) != second.get(name)] == []
+
+
+def test_what_does_not_decide_a_byte_does_not_change_the_folder(recipe: Recipe) -> None:
+    worker = ShardWorker(recipe)
+    other = with_teacher(recipe, Path(recipe.cache.url), batch_size=3)
+    cache = other.cache.model_copy(update={"actors": 7, "shard_timeout_s": 9.0})
+    other = other.model_copy(update={"cache": cache})
+    assert definition_of(other, worker.manifest, worker.pool).digest == worker.definition.digest
+
+
+def test_two_shards_at_once_are_the_bytes_of_one_after_the_other(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    cached(with_teacher(recipe, tmp_path / "alone"))
+    worker = ShardWorker(with_teacher(recipe, tmp_path / "together"))
+    worker.calibrate()
+    with ThreadPoolExecutor(2) as threads:
+        views = list(threads.map(worker.cache_shard, worker.manifest.shards))
+    each = len(series_of(recipe.views))
+    assert views == [each * ref.num_samples for ref in worker.manifest.shards]
+    alone, together = LocalStore(tmp_path / "alone"), LocalStore(tmp_path / "together")
+    assert together.list() == alone.list()
+    assert [name for name in alone.list() if alone.get(name) != together.get(name)] == []
+
+
+def test_memory_that_holds_three_images_changes_no_byte(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached(with_teacher(recipe, tmp_path / "roomy"))
+    worker = ShardWorker(with_teacher(recipe, tmp_path / "short"))
+    teacher, seen = worker.teacher, []
+
+    def short(pixels: torch.Tensor) -> Tokens:
+        seen.append(len(pixels))
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return teacher(pixels)
+
+    monkeypatch.setattr(worker, "forward", HalvingForward(short, recipe.teacher.batch_size))
+    worker.calibrate()
+    for ref in worker.manifest.shards:
+        worker.cache_shard(ref)
+    assert max(seen) > 3
+    assert seen[-1] <= 3
+    roomy, found = LocalStore(tmp_path / "roomy"), LocalStore(tmp_path / "short")
+    assert found.list() == roomy.list()
+    assert [name for name in roomy.list() if roomy.get(name) != found.get(name)] == []
+
+
+def test_a_shard_that_a_rival_commits_while_it_is_rendered_is_not_computed(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, rival = ShardWorker(recipe), ShardWorker(recipe)
+    ref = worker.calibrate() and worker.manifest.shards[0]
+    read = cache_worker.read_shard
+
+    def read_while_the_rival_works(*arguments: object) -> object:
+        monkeypatch.setattr(cache_worker, "read_shard", read)
+        assert rival.cache_shard(ref) > 0
+        return read(*arguments)
+
+    monkeypatch.setattr(cache_worker, "read_shard", read_while_the_rival_works)
+    monkeypatch.setattr(worker, "forward", None)  # calling it would fail
+    assert worker.cache_shard(ref) == 0
+    monkeypatch.setattr(cache_worker, "read_shard", None)  # nor is a committed one fetched
+    assert worker.cache_shard(ref) == 0
+
+
+def test_records_that_cannot_be_made_end_the_shard(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = ShardWorker(recipe)
+    worker.calibrate()
+    teacher, ref = worker.teacher, worker.manifest.shards[0]
+
+    def infinite(pixels: torch.Tensor) -> Tokens:
+        tokens = teacher(pixels)
+        return Tokens(tokens.cls, tokens.patches * float("inf"))
+
+    monkeypatch.setattr(worker, "forward", infinite)
+    with pytest.raises(DataError, match=f"shard '{ref.name}'"):
+        worker.cache_shard(ref)
+    assert worker.cache.finished() == set()
 
 
 def test_calibrating_twice_keeps_the_published_header(recipe: Recipe) -> None:
