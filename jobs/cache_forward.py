@@ -14,7 +14,12 @@ from dpal.model.tokens import Tokens
 
 Forward = Callable[[Tensor], Tokens]
 # What PyTorch's CPU allocator and ONNX Runtime say; only CUDA has an exception of its own.
-_WORDS = ("can't allocate memory", "not enough memory", "failed to allocate memory")
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "failed to allocate memory",
+    "_alloc_failed",  # of cuBLAS and cuDNN
+)
 
 
 class HalvingForward:
