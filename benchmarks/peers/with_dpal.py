@@ -1,5 +1,6 @@
 """Ours: the training loader, with a renderer that takes whole images and nothing else."""
 
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,6 @@ from dpal.base.recipe import Train
 
 DISTRIBUTION = "dpal"
 SETTINGS = "a recipe's lanes and window, `workers` decoding threads, prefetch 2, shards verified"
-CACHES = True
 LANES, WINDOW = (Train.model_fields[name].default for name in ("lanes", "window"))
 PREFETCH = 2
 CACHE_BYTES, MAX_PIXELS = 1 << 34, 1 << 24
@@ -58,7 +58,7 @@ class WholeBatch:
 
 
 def open_epochs(task: Task) -> Epoch:
-    """One loader for all epochs, as a run has it; from S3 a new one each, with no copies yet."""
+    """One loader for all epochs, as a run has it; from S3 a new one each, without its copies."""
     begin_at = open_loader(task)
     steps, rest = divmod(task.images, task.batch)
     if rest:
@@ -71,6 +71,7 @@ def open_epochs(task: Task) -> Epoch:
         yield from islice(running[0], steps)
         if task.remote:
             running.pop().close()
+            shutil.rmtree(Path(task.scratch) / "copies")
 
     return epoch
 
@@ -81,13 +82,14 @@ def open_loader(task: Task) -> Callable[[int], Generator[np.ndarray]]:
     if task.remote:
         storage = Storage(endpoint_url=task.endpoint, key=task.key, secret=task.secret)
     url = f"s3://{task.bucket}" if task.remote else task.folder
-    manifest = load_manifest(open_store(url, storage))
+    store = open_store(url, storage)
+    manifest = load_manifest(store)
     sizes = tuple(ref.num_samples for ref in manifest.shards)
     scratch = Path(task.scratch)
 
     def begin_at(step: int) -> Generator[np.ndarray]:
         loader = Loader(
-            open_store(url, storage),  # a new one, which has verified nothing yet
+            store,
             manifest,
             Order(task.seed, sizes, global_batch=task.batch, lanes=LANES, window=WINDOW),
             WholeImages(task, PREFETCH + 2),
