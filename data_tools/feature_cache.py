@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from data_tools.covariance import COVARIANCE, Matrix, covariance_bytes, read_covariance
@@ -32,6 +33,7 @@ from dpal.record import Kind, RecordLayout
 from dpal.targets import TargetDefinition, TargetHeader
 
 HEADER = "header.json"
+ROWS_KEPT = 4096
 NEIGHBOURS = 20  # other caches that are looked at to tell what a missing one differs in
 
 
@@ -82,6 +84,7 @@ class TargetCache:
 
     def __init__(self, store: ObjectStore, header: TargetHeader) -> None:
         self.store, self.header = store, header
+        self._row = lru_cache(ROWS_KEPT)(self._read_row)  # asked for once for every series
 
     @staticmethod
     def open(store: ObjectStore, definition: TargetDefinition) -> "TargetCache":
@@ -154,13 +157,15 @@ class TargetCache:
 
     def row(self, ref: ShardRef) -> LedgerRow:
         """The ledger row of a finished shard. Raises DataError when it is of another shard."""
-        name = ledger_name(ref)
-        row = LedgerRow.from_json(self.store.get(name), f"{self.store.url}/{name}")
+        row = self._row(ledger_name(ref))
         if (row.source_sha256, row.keys_digest) != (ref.sha256, ref.keys_digest):
             raise DataError(
                 f"targets of shard {ref.name!r} in {self.store.url!r} were made from other images"
             )
         return row
+
+    def _read_row(self, name: str) -> LedgerRow:
+        return LedgerRow.from_json(self.store.get(name), f"{self.store.url}/{name}")
 
     def shard(self, series: str, ref: ShardRef, cache: LocalCache | None = None) -> TargetShard:
         """Targets of one series of one shard, mapped.
