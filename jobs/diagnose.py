@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.backgrounds import load_backgrounds
-from data_tools.manifest import manifest_of
 from dpal import checkpoint
 from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError, DataError
@@ -19,6 +18,7 @@ from dpal.task import Moment
 from dpal.trainer import Schedule
 from jobs.grid import DIAGNOSED
 from jobs.grid_results import read_diagnosis
+from jobs.learned import learned_manifest
 from jobs.publish import write_text
 from jobs.train import make_loader, target_sources
 
@@ -47,7 +47,7 @@ def diagnose(folder: Path, num_batches: int = BATCHES) -> dict[str, Any]:
     # Dropping would compare gradients of different teachers.
     everyone = recipe.loss.model_copy(update={"teacher_drop": 0.0})
     recipe = recipe.model_copy(update={"loss": everyone})
-    manifest = manifest_of(recipe)
+    manifest = learned_manifest(recipe)
     pool = load_backgrounds(recipe)
     sources, caches = target_sources(recipe, manifest, pool)
     task = build_task(recipe, sources, layout.teacher)

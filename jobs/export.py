@@ -17,6 +17,7 @@ from dpal.export import ONNX, WEIGHTS, Parity, check_onnx, check_timm, write_onn
 from dpal.model.student import Student
 from dpal.views import ViewPlan, render
 from jobs.backbones import last_checkpoint, student_of
+from jobs.learned import learned_manifest
 from jobs.model_card import model_card
 from jobs.preview import sample_images
 from jobs.publish import new_folder, write_text
@@ -99,7 +100,7 @@ def _views(recipe: Recipe) -> np.ndarray:
 
 
 def _num_images(recipe: Recipe) -> int:
-    return manifest_of(recipe).num_samples
+    return learned_manifest(recipe).num_samples
 
 
 def _digest(recipe: Recipe, weights: str) -> str:
