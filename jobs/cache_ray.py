@@ -71,7 +71,8 @@ def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[Sha
 
     Raises:
         StopRequested: after a stop signal, or when Ray itself is gone.
-        DataError: naming a shard that lost more than `RETRIES` actors or deadlines.
+        DataError: naming a shard that lost more than `RETRIES` actors or deadlines, or the first
+            that is damaged: then the others are done before, unless more than `RETRIES` are.
     """
     with open_session(recipe) as session, StopSignal.listening() as stop:
         crew = _Crew(session, absolute(recipe), stop)
@@ -97,6 +98,7 @@ class _Crew:
         self._late: set[Any] = set()
         self._calls: dict[Any, tuple[Any, str]] = {}  # shard name, or "" for `prepare`
         self._told = False
+        self._damaged: list[str] = []
         self._failures = 0  # actors in a row that died before they were ready
 
     def hire(self) -> None:
@@ -128,6 +130,9 @@ class _Crew:
                 name, answer = answered
                 self._tell_smaller(answer.batch_size)
                 yield by_name[name], answer.views
+        if self._damaged:
+            more = len(self._damaged) - 1
+            raise DataError(self._damaged[0] + (f"; {more} more shards failed" if more else ""))
 
     def _answer(self, schedule: Schedule) -> tuple[str, Answer] | None:
         """The next shard that is done; None when something else happened, or nothing."""
@@ -146,9 +151,10 @@ class _Crew:
         try:
             answer = self.session.ray.get(call)
         except self.session.ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, DpalError):
-                raise type(error.cause)(str(error.cause)) from None
-            raise
+            if not isinstance(error.cause, DpalError):
+                raise
+            self._fail(schedule, actor, name, error.cause)
+            return None
         except self.session.deaths as error:
             self._replace(schedule, actor, error)
             return None
@@ -158,6 +164,15 @@ class _Crew:
         elif schedule.finished(actor, name):
             return name, answer
         return None
+
+    def _fail(self, schedule: Schedule, actor: Any, name: str, error: DpalError) -> None:
+        """Raise what an actor met; but a damaged shard waits until the others are done."""
+        if name and isinstance(error, DataError) and len(self._damaged) < RETRIES:
+            if schedule.finished(actor, name):
+                self._damaged.append(str(error))
+            return
+        first = self._damaged[0] if self._damaged else str(error)
+        raise type(error)(first if isinstance(error, DataError) else str(error)) from None
 
     def _tell_smaller(self, size: int) -> None:
         """Say once that batches became smaller."""

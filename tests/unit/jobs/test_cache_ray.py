@@ -167,6 +167,44 @@ def test_an_actors_error_reaches_the_user_as_its_one_sentence() -> None:
     assert str(caught.value) == "shard 'p-2.tar' is damaged"
 
 
+def test_a_damaged_shard_does_not_keep_the_others_from_being_done() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+
+    def behave(_actor: int, shard: str) -> Exception | int:
+        if shard not in ("p-2.tar", "p-5.tar"):
+            return 1
+        told = DataError(f"shard {shard!r} is damaged")
+        return errors.RayTaskError("cache_shard", "Traceback ...", told).as_instanceof_cause()
+
+    crew, done = crew_of(behave, actors=2), []
+
+    def work() -> None:
+        crew.hire()
+        crew.await_first()
+        for ref, _views in crew.work(shards(9)):
+            done.append(ref.name)
+
+    with pytest.raises(DataError, match=r"^shard 'p-[25].tar' is damaged; 1 more shards failed$"):
+        work()
+    assert sorted(done) == [f"p-{i}.tar" for i in range(9) if i not in (2, 5)]
+
+
+def test_when_everything_is_damaged_the_job_does_not_read_it_all() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    asked: list[str] = []
+
+    def behave(_actor: int, shard: str) -> Exception | int:
+        if not shard:
+            return 1
+        asked.append(shard)
+        told = DataError(f"shard {shard!r} is damaged")
+        return errors.RayTaskError("cache_shard", "Traceback ...", told).as_instanceof_cause()
+
+    with pytest.raises(DataError, match="is damaged"):
+        run(crew_of(behave, actors=1), 100)
+    assert len(asked) < 10
+
+
 def test_a_stop_request_ends_the_wait_with_run_me_again() -> None:
     crew = crew_of(lambda _actor, shard: -1 if shard else 1, actors=1)
     crew.hire()
