@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from data_tools.covariance import COVARIANCE, Matrix, covariance_bytes, read_covariance
 from data_tools.local_cache import LocalCache
-from data_tools.manifest import Manifest, ShardRef, keys_digest
+from data_tools.manifest import SHA256, Manifest, ShardRef, keys_digest
 from data_tools.shard import map_file
 from data_tools.software import MADE_WITH, read_software, software_bytes
 from data_tools.storage import LocalStore, ObjectStore, open_store
@@ -71,9 +71,9 @@ class LedgerRow:
         """Read what `to_json` wrote; `where` names it in the DataError when it is damaged."""
         try:
             plain = json.loads(data)
-            plain["series"] = {name: SeriesRow(*row) for name, row in plain["series"].items()}
+            plain["series"] = {name: _series_row(*row) for name, row in plain["series"].items()}
             return LedgerRow(**plain)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(
                 f"ledger row {where!r} is damaged; delete it and run `dpal cache` again"
             ) from None
@@ -239,6 +239,13 @@ class TargetCache:
             return fetch_verified(lambda: self.store.get(name), content, damaged)
 
         return fetch() if cache is None else cache.get(*content, fetch)
+
+
+def _series_row(sha256: str, num_bytes: int) -> SeriesRow:
+    """Raises ValueError unless it is a checksum and a size: a copy is called as the checksum."""
+    if not SHA256.match(sha256) or type(num_bytes) is not int or num_bytes <= 0:
+        raise ValueError("checksum or size")
+    return SeriesRow(sha256, num_bytes)
 
 
 def open_cache_store(

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*\.tar\Z")
-_SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
+SHA256 = re.compile(r"^[0-9a-f]{64}\Z")
 
 
 class ShardRef(NamedTuple):
@@ -123,7 +123,7 @@ def _shard(row: dict[str, Any]) -> ShardRef:
     numbers = (shard.num_bytes, shard.num_samples)
     if not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError("numbers")
-    if not _NAME.match(shard.name) or not _SHA256.match(shard.sha256):
+    if not _NAME.match(shard.name) or not SHA256.match(shard.sha256):
         raise ValueError("name or checksum")
     if type(shard.keys_digest) is not str:
         raise ValueError("keys")

@@ -1,6 +1,7 @@
 """The target cache: what is published is whole, belongs to its images, and says what it is of."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import webdataset
 
 from data_tools.feature_cache import (
+    LedgerRow,
     TargetCache,
     finished_shards,
     open_cache,
@@ -234,6 +236,31 @@ def test_damage_on_the_way_is_fetched_again_and_damage_at_rest_is_told(far: Targ
     far.store.damage = 99
     with pytest.raises(DataError, match="checksum"):
         far.shard("view-0", REF)
+
+
+@pytest.mark.parametrize(
+    "series", [["{victim}", 5], ["ab" * 32, "5"], ["ab" * 32, 0], ["AB" * 32, 5], ["ab" * 32]]
+)
+def test_a_ledger_row_never_names_a_file_of_this_machine(
+    far: TargetCache, tmp_path: Path, series: list
+) -> None:
+    """A checksum that is a path used to have the file there deleted, as a damaged copy."""
+    victim = tmp_path / "victim.tar"
+    victim.write_bytes(b"not ours")
+    name = "ledger/persons-000000.json"
+    row = json.loads(far.store.get(name))
+    row["series"]["view-0"] = [
+        str(victim.with_suffix("")) if part == "{victim}" else part for part in series
+    ]
+    far.store.put(name, json.dumps(row).encode())
+    with pytest.raises(DataError, match=r"ledger row .* is damaged"):
+        far.shard("view-0", REF, LocalCache(tmp_path / "copies", 10**9))
+    assert victim.read_bytes() == b"not ours"
+
+
+def test_a_ledger_row_nested_too_deeply_is_damaged() -> None:
+    with pytest.raises(DataError, match="is damaged"):
+        LedgerRow.from_json(b"[" * 100_000, "row")
 
 
 def test_keys_that_a_tar_header_cannot_hold_are_refused(header: TargetHeader) -> None:
