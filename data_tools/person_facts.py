@@ -4,6 +4,7 @@ Legend: m persons, k keypoints of one.
 """
 
 from collections.abc import Mapping
+from sys import float_info
 from typing import Any
 
 from dpal.base.errors import DataError
@@ -66,7 +67,9 @@ def _is_mask(told: Any) -> bool:
 
 
 def _are_numbers(told: Any) -> bool:
-    return isinstance(told, list) and all(type(number) in (int, float) for number in told)
+    return isinstance(told, list) and all(
+        type(number) in (int, float) and abs(number) <= float_info.max for number in told
+    )
 
 
 def _box(

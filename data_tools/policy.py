@@ -216,9 +216,9 @@ def _cut(
     """Left, top, right, bottom in whole pixels of what `box` and its margin have in the picture."""
     if box is None:
         return 0, 0, width, height
-    if not np.isfinite(box).all():
-        return None
     aside, above = margin * (box[2] - box[0]), margin * (box[3] - box[1])
+    if not np.isfinite((*box, aside, above, box[0] - aside, box[2] + aside)).all():
+        return None
     left, top = max(int(np.floor(box[0] - aside)), 0), max(int(np.floor(box[1] - above)), 0)
     right = min(int(np.ceil(box[2] + aside)), width)
     bottom = min(int(np.ceil(box[3] + above)), height)

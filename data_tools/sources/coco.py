@@ -101,7 +101,7 @@ def _person(file: str, told: Mapping[str, Any], where: str) -> Row:
             facts["keypoints"] = _points(told["keypoints"])
         if told.get("segmentation"):
             facts["masks"] = _mask(told["segmentation"])
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise DataError(
             f"{place}: keypoints or segmentation cannot be understood ({error}): accepted are "
             "x, y, visibility triples, and polygons or RLE"

@@ -11,6 +11,7 @@ crash the process. Open only environments whose origin you trust.
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from data_tools.source import Item
@@ -46,9 +47,9 @@ class LmdbSource:
         self._environment, self._version = _opened(self._file, self._where)
 
     def items(self) -> Iterator[Item]:
-        """All values in the order of their keys. Raises DataError for a pickled one."""
+        """All values in the order of their keys. Raises DataError for damage, or a pickle."""
         self.left_out.clear()
-        with self._environment.begin(buffers=True) as transaction:
+        with _damage(self._where), self._environment.begin(buffers=True) as transaction:
             for held_key, value in transaction.cursor():
                 key = bytes(held_key)
                 if key in _ABOUT:
@@ -65,11 +66,21 @@ class LmdbSource:
 
     def read(self, picture: str) -> bytes:
         """The value of a key. Raises DataError when there is none."""
-        with self._environment.begin() as transaction:
+        with _damage(self._where), self._environment.begin() as transaction:
             value = transaction.get(to_key(picture))
         if value is None:
             raise DataError(f"{self._where!r} has no key {picture!r}")
         return bytes(value)
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    import lmdb
+
+    try:
+        yield
+    except lmdb.Error as error:
+        raise DataError(f"{where!r} is damaged: {error}") from None
 
 
 def _facts(key: bytes) -> dict[str, str]:

@@ -15,6 +15,7 @@ from dpal.base.errors import DataError
 BLOCK = 512
 LONGEST_HEADER = 2**20  # bytes of a pax header or long name
 _ZERO = bytes(BLOCK)
+_DIGITS = 20  # of a number in a pax header
 _PASSED_OVER = {
     b"1": "link",
     b"2": "link",
@@ -95,7 +96,7 @@ def _check(header: bytes, offset: int, where: str) -> None:
 def _size(header: bytes, pax: dict[str, str], offset: int, where: str) -> int:
     if "size" not in pax:
         return _number(header[124:136], offset, where)
-    if not (pax["size"].isascii() and pax["size"].isdigit()):
+    if not (pax["size"].isascii() and pax["size"].isdigit() and len(pax["size"]) <= _DIGITS):
         raise DataError(f"tar {where!r}: the size before byte {offset} is no number")
     return int(pax["size"])
 
@@ -133,9 +134,10 @@ def _records(body: bytes, start: int, where: str) -> dict[str, str]:
     records = {}
     while body:
         digits, _, _ = body.partition(b" ")
-        if not digits.isdigit() or not len(digits) + 3 <= int(digits) <= len(body):
+        number = int(digits) if digits.isdigit() and len(digits) <= _DIGITS else 0
+        if not len(digits) + 3 <= number <= len(body):
             raise DataError(f"tar {where!r}: the pax header at byte {start} is damaged")
-        record, body = body[len(digits) + 1 : int(digits)], body[int(digits) :]
+        record, body = body[len(digits) + 1 : number], body[number:]
         key, equals, value = record.rstrip(b"\n").partition(b"=")
         if not equals:
             raise DataError(f"tar {where!r}: the pax header at byte {start} is damaged")

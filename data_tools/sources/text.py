@@ -58,7 +58,7 @@ def open_text(store: SourceStore, name: str) -> io.TextIOWrapper:
 
 
 def parse_json(text: str) -> Any:
-    """Standard JSON alone (no NaN). Raises ValueError otherwise."""
+    """Standard JSON alone (no NaN, no infinity). Raises ValueError otherwise."""
     try:
         return _DECODER.decode(text)
     except RecursionError:
@@ -69,8 +69,8 @@ def corners(numbers: Any, where: str) -> Corners:
     """Four finite numbers. Raises DataError otherwise; `where` says whose they are."""
     try:
         a, b, c, d = (float(number) for number in numbers)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: box {numbers} is not four numbers") from None
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{where}: box {str(numbers)[:60]} is not four numbers") from None
     if not all(map(math.isfinite, (a, b, c, d))):
         raise DataError(f"{where}: box {numbers} is not finite")
     return a, b, c, d
@@ -181,4 +181,11 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is too large a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

@@ -184,6 +184,7 @@ def test_persons_of_a_scene_whose_boxes_are_not_in_it_are_left_out() -> None:
         ((-50, 0, 0, 50), "outside"),
         ((0, 0, float("nan"), 50), "outside"),
         ((50, 0, 20, 50), "outside"),
+        ((-1e308, 0, 1e308, 50), "outside"),
         ((10, 10, 12.5, 50), "undersized"),
     ],
 )

@@ -106,6 +106,8 @@ def test_a_damaged_coco_file_is_told_by_its_name(
     [
         ({"keypoints": [1, 2]}, "2 numbers are no triples"),
         ({"keypoints": ["x", 2, 3]}, "cannot be understood"),
+        ({"keypoints": [10**400, 2, 3]}, "too large"),
+        ({"bbox": [0, 0, 10**400, 9]}, "not four numbers"),
         ({"segmentation": [[1, 2, 3]]}, "odd count"),
         ({"segmentation": {"counts": []}}, "cannot be understood"),
     ],
@@ -116,6 +118,18 @@ def test_a_damaged_person_is_told_by_its_picture(
     person = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], **changes}
     with pytest.raises(DataError, match=f"image 'a.jpg'.*{sentence}"):
         items_of(write_coco(tmp_path, annotations=[person]))
+
+
+@pytest.mark.parametrize("fact", ["keypoints", "bbox"])
+def test_an_infinite_number_is_none(tmp_path: Path, fact: str) -> None:
+    url = write_coco(tmp_path)
+    person = '{"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "%s": [1e999, 2, 3, 4]}'
+    told = json.dumps(coco(annotations=[])).replace(
+        '"annotations": []', f'"annotations": [{person % fact}]'
+    )
+    url.write_text(told)
+    with pytest.raises(DataError, match="1e999 is too large a number"):
+        items_of(url)
 
 
 def test_a_coco_file_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -174,6 +174,12 @@ def test_sizes_in_binary_and_in_pax_records_are_read(tmp_path: Path) -> None:
     assert [(item.name, item.size) for item in items] == [("a.jpg", len(ONE)), ("b.jpg", len(ONE))]
 
 
+def pax(record: bytes) -> bytes:
+    """A pax header of one record, and an empty member that it tells of."""
+    record = b"%d%s\n" % (len(record) + 5, record)
+    return header(b"x", octal(len(record)), b"x") + padded(record) + header(b"a.jpg", octal(0))
+
+
 HUGE = b"\x80" + (10 * 2**30).to_bytes(11, "big")
 
 
@@ -188,6 +194,8 @@ HUGE = b"\x80" + (10 * 2**30).to_bytes(11, "big")
         (header(b"x", octal(2**20 + 1), b"L") + bytes(2**21), "accepted are 1048576"),
         (header(b"x", octal(5), b"x") + padded(b"99 a=") + bytes(512), "pax header .* is damaged"),
         (header(b"x", octal(4), b"x") + padded(b"4 ab") + bytes(512), "pax header .* is damaged"),
+        (pax(b" size=" + b"1" * 5000), "the size before byte .* is no number"),
+        (header(b"x", octal(5000), b"x") + padded(b"1" * 5000), "pax header .* is damaged"),
         (b"\x1f\x8b" + bytes(2000), "is damaged, or this is no tar"),
         (bytes(1024), "has no picture"),
         (header(b"a.jpg", b"-0000000001") + bytes(1024), "is damaged"),
@@ -199,7 +207,7 @@ def test_a_damaged_tar_is_told_by_its_name(tmp_path: Path, contents: bytes, sent
         items_of(tmp_path / "t.tar")
 
 
-@pytest.mark.parametrize("text", [b"{", b"\xff", b'{"a": NaN}', b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"{", b"\xff", b'{"a": NaN}', b'{"a": 1e999}', b"[" * 100_000])
 def test_a_damaged_text_beside_a_picture_is_told_by_its_name(tmp_path: Path, text: bytes) -> None:
     tar = write_tar(tmp_path / "t.tar", {"a.jpg": ONE, "a.json": text})
     with pytest.raises(DataError, match=r"t\.tar': member 'a\.json' cannot be understood"):
@@ -210,6 +218,7 @@ def test_a_damaged_text_beside_a_picture_is_told_by_its_name(tmp_path: Path, tex
     "told",
     [
         *({"boxes": "none"}, {"boxes": [[1, 2, 3]]}, {"boxes": [["1", 2, 3, 4]]}, {"boxes": None}),
+        *({"boxes": [[0, 0, 10**400, 9]]}, {"keypoints": [[[10**400, 1, 1]]]}),
         *({"keypoints": [[1, 2, 3]]}, {"keypoints": {"a": 1}}, {"keypoints": [[[True, 1, 1]]]}),
         *(
             {"masks": [[[1, 2, 3]]]},
@@ -324,6 +333,22 @@ def test_a_damaged_or_truncated_environment_is_told(tmp_path: Path) -> None:
     (folder / "data.mdb").write_bytes(b"no environment " * 1000)
     with pytest.raises(DataError, match=r"data\.mdb' is no LMDB environment"):
         items_of(folder)
+
+
+def test_a_page_that_is_none_is_told_when_it_is_read(tmp_path: Path) -> None:
+    pytest.importorskip("lmdb")
+    folder = write_lmdb(tmp_path / "lmdb", {b"%d" % k: ONE * 9 for k in range(900)})
+    whole = bytearray((folder / "data.mdb").read_bytes())
+    leaves = [at for at in range(8192, len(whole), 4096) if whole[at + 10 : at + 12] == b"\x02\0"]
+    assert len(leaves) > 2
+    for at in leaves:
+        whole[at + 8 : at + 16] = bytes(8)
+    (folder / "data.mdb").write_bytes(whole)
+    source = opened(folder)
+    with pytest.raises(DataError, match=r"data\.mdb' is damaged: "):
+        list(source.items())
+    with pytest.raises(DataError, match=r"data\.mdb' is damaged: "):
+        source.read("7")
 
 
 def test_without_the_package_an_environment_says_what_to_install(
