@@ -27,11 +27,18 @@ def scratch(*statements: str) -> Iterator[sqlite3.Connection]:
     """
     database = open_scratch(*statements)
     try:
-        yield database
-    except sqlite3.OperationalError as error:
-        raise StorageError(f"cannot sort in the temporary folder (TMPDIR): {error}") from None
+        with _errors():
+            yield database
     finally:
         database.close()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise StorageError(f"cannot sort in the temporary folder (TMPDIR): {error}") from None
 
 
 def open_scratch(*statements: str) -> sqlite3.Connection:
@@ -62,7 +69,7 @@ class Catalogue:
 
     Raises:
         DataError: when the folder is missing.
-        StorageError: when it cannot be listed.
+        StorageError: when it cannot be listed, or the temporary folder is full.
     """
 
     def __init__(self, store: SourceStore) -> None:
@@ -70,18 +77,20 @@ class Catalogue:
         self._files = open_scratch(
             "CREATE TABLE files (name BLOB, base BLOB, size INT, version TEXT)"
         )
-        self._files.execute("BEGIN")
-        self._files.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", self._rows(store))
-        self._files.execute("COMMIT")
+        with _errors():
+            self._files.execute("BEGIN")
+            self._files.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", self._rows(store))
+            self._files.execute("COMMIT")
         self._indexed = False
 
     def entries(self, ending: str = "") -> Iterator[Listed]:
         """All files whose names end so, sorted by name."""
-        for name, size, version in self._files.execute(
-            "SELECT name, size, version FROM files ORDER BY name"
-        ):
-            if (known := to_name(name)).lower().endswith(ending):
-                yield Listed(known, size, version)
+        with _errors():
+            for name, size, version in self._files.execute(
+                "SELECT name, size, version FROM files ORDER BY name"
+            ):
+                if (known := to_name(name)).lower().endswith(ending):
+                    yield Listed(known, size, version)
 
     def find(self, name: str) -> Listed | None:
         """The file of exactly that name."""
@@ -93,8 +102,9 @@ class Catalogue:
 
     def _only(self, column: str, key: bytes) -> Listed | None:
         if not self._indexed:
-            self._files.execute("CREATE INDEX by_name ON files (name)")
-            self._files.execute("CREATE INDEX by_base ON files (base)")
+            with _errors():
+                self._files.execute("CREATE INDEX by_name ON files (name)")
+                self._files.execute("CREATE INDEX by_base ON files (base)")
             self._indexed = True
         rows = self._files.execute(
             f"SELECT name, size, version FROM files WHERE {column} = ? LIMIT 2", (key,)

@@ -139,7 +139,6 @@ def _read_parquet(
                 for cells in batch.to_pylist():
                     number += 1
                     yield f"{where}, row {number}", cells
-    except pyarrow.ArrowException as error:
-        raise DataError(
-            f"{where!r} is no readable .parquet: {str(error).splitlines()[0]}"
-        ) from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{where!r} is no readable .parquet: {reason}") from None

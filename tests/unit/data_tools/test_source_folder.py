@@ -1,13 +1,16 @@
 """Folders of pictures: listed as the store lists them; names of re-identification sets are read."""
 
 import os
+import resource
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
+from data_tools.sources import catalogue
 from data_tools.sources.folder import FolderSource
-from data_tools.storage import LocalStore
-from dpal.base.errors import ConfigError, DataError
+from data_tools.storage import Listed, LocalStore
+from dpal.base.errors import ConfigError, DataError, StorageError
 
 from made_sources import items_of, opened, write_pictures
 
@@ -29,6 +32,23 @@ def test_a_folder_gives_what_its_store_lists(tmp_path: Path) -> None:
     assert {name: source.read(name) for name in made} == made
     with pytest.raises(DataError, match="does not exist"):
         source.read("nobody.jpg")
+
+
+def _listed_on_a_full_disk(folder: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+    found = (Listed(f"{number:0200d}.jpg", 1, "v") for number in range(100_000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "_listed", lambda _store: found)
+        with pytest.raises(StorageError, match="TMPDIR"):
+            catalogue.Catalogue(LocalStore(folder))
+    os._exit(7)
+
+
+def test_a_listing_that_no_disk_has_room_for_is_told(tmp_path: Path) -> None:
+    process = get_context("fork").Process(target=_listed_on_a_full_disk, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 7
 
 
 def test_names_of_reid_sets_tell_identity_and_camera(tmp_path: Path) -> None:

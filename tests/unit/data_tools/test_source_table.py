@@ -3,6 +3,7 @@
 import csv
 import datetime
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from dpal.base.errors import ConfigError, DataError
 from made_sources import items_of, opened, write_pictures
 
 HEADER = ["file", "left", "top", "right", "bottom", "identity", "camera"]
+SIDES = ("left", "top", "right", "bottom")
 ROWS: list[list[Any]] = [
     ["b.jpg", 1, 2, 11, 22, "p2", "c1"],
     ["a/x.jpg", 0, 0, 24, 40, "p1", "c1"],
@@ -185,6 +187,23 @@ def test_a_damaged_parquet_is_told_by_its_name(tmp_path: Path, contents: bytes) 
     (tmp_path / "t.parquet").write_bytes(contents)
     with pytest.raises(DataError, match=r"t\.parquet' is no readable \.parquet"):
         items_of(tmp_path / "t.parquet")
+
+
+def test_flipped_bytes_of_a_parquet_end_in_items_or_one_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    write_pictures(tmp_path, "a.jpg")
+    columns = {"file": ["a.jpg"] * 9, "pid": list(range(9)), **{side: [1] * 9 for side in SIDES}}
+    table = write_parquet(tmp_path / "t.parquet", {**columns, "right": [9] * 9, "bottom": [9] * 9})
+    whole, refused, rng = table.read_bytes(), 0, random.Random(0)
+    for _time in range(100):
+        changed = bytearray(whole)
+        changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        table.write_bytes(changed)
+        try:
+            items_of(table)
+        except DataError:
+            refused += 1
+    assert refused > 20
 
 
 def test_boxes_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
