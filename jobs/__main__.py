@@ -229,9 +229,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _count(text: str) -> int:
     """A whole number, also as 1e9; argparse says so if it is none."""
-    number = float(text)
-    if number != int(number):
-        raise ValueError(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not number.is_integer():  # nor is infinity
+        raise argparse.ArgumentTypeError(f"{text!r}: accepted are whole numbers, also as 1e9")
     return int(number)
 
 

@@ -209,6 +209,15 @@ def test_other_mistakes_are_told_in_one_sentence(
     assert answer.code == EXIT_STORAGE
 
 
+@pytest.mark.parametrize("count", ["inf", "1e400", "nan", "1.5", "many"])
+def test_a_count_that_is_no_whole_number_is_told_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], demo_rates: Path, count: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        call(capsys, "plan", DEMO, "--rates", demo_rates, "--images", count)
+    assert f"--images: '{count}': accepted are whole numbers" in capsys.readouterr().err
+
+
 def test_rates_of_another_number_of_teachers_are_refused() -> None:
     recipe = load_recipe(DEMO)
     with pytest.raises(ConfigError, match="1 teachers, the rates are of 0"):
