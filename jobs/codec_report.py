@@ -22,6 +22,7 @@ import torch
 from dpal.base.codec import MIN_RANK, parse_codec
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
+from dpal.phi_s import hadamard
 from dpal.quantise import quantise
 from dpal.record import RecordLayout
 from dpal.target_source import Targets
@@ -127,12 +128,21 @@ def codecs(recipe: Recipe, words: Sequence[str], num_images: int = NUM_IMAGES) -
 
 def usual(layout: RecordLayout) -> list[str]:
     """Codecs that are worth a look for records of a width and a number of patches."""
-    words = list(FIXED)
+    words = [word for word in FIXED if not word.startswith("phis-") or _turns(layout.width)]
     for storage in ("int8", "int4"):
         ranks = {rank for rank in RANKS if rank < layout.width}
         ranks |= {rank_within(SHARE, storage, layout)} - {0}
         words += [f"pca{rank}-{storage}" for rank in sorted(ranks, reverse=True)]
     return words
+
+
+def _turns(width: int) -> bool:
+    """Whether PHI-S is known for a width."""
+    try:
+        hadamard(width)
+    except ConfigError:
+        return False
+    return True
 
 
 def rank_within(share: float, storage: str, layout: RecordLayout) -> int:

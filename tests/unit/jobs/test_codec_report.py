@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpal.base.codec import parse_codec
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
 from dpal.record import RecordLayout
+from dpal.rotation import Rotation
 from jobs.__main__ import main
-from jobs.codec_report import CodecReport, codecs, rank_within, text
+from jobs.codec_report import CodecReport, codecs, rank_within, text, usual
 from jobs.codec_sample import draw_sample, through
 
 from tiny import tiny_recipe, tiny_values, write_recipe
@@ -129,6 +131,14 @@ def test_the_largest_rank_within_a_share_is_found(width: int, patches: int, stor
     }
     fitting = [rank for rank, size in sizes.items() if size <= limit]
     assert rank_within(1 / 6, storage, layout) == max(fitting, default=0)
+
+
+def test_the_usual_codecs_fit_a_width_without_a_hadamard_matrix() -> None:
+    words = usual(RecordLayout("view", "fp32", 184, 32))  # 8 * 23
+    assert "pca128-int8" in words
+    for word in words:
+        Rotation.fit(parse_codec(word), np.zeros(184), np.eye(184))
+    assert "phis-int4" in usual(RecordLayout("view", "fp32", 192, 32))
 
 
 def test_the_text_names_every_codec(report: CodecReport) -> None:
