@@ -143,7 +143,7 @@ class TargetHeader:
             if "rotation" in plain or codec.turn != "none":
                 plain["rotation"] = Rotation.from_plain(plain["rotation"], codec, plain["width"])
             header = TargetHeader(**plain)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"target header is damaged: {type(error).__name__} {error}") from None
         if header.digest != digest:
             raise DataError(

@@ -123,6 +123,8 @@ def test_an_edited_or_cut_header_is_refused() -> None:
         TargetHeader.from_json(json.dumps(plain).encode())
     with pytest.raises(DataError, match="damaged"):
         TargetHeader.from_json(header().to_json()[:-40])
+    with pytest.raises(DataError, match="damaged"):
+        TargetHeader.from_json(b"[" * 200_000)  # deeper than Python nests
 
 
 @pytest.mark.parametrize(
