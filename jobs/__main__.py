@@ -212,6 +212,7 @@ def _parity(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     words = tuple(arguments.overrides)
     if arguments.measure:
+        _require_alone(arguments)
         from jobs.plan_measure import measure_file
 
         print(f"rates: {measure_file(arguments.recipe, words, Path(arguments.measure))}")
@@ -225,6 +226,14 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         write_json(Path(arguments.json), planned)
     return EXIT_DONE
+
+
+def _require_alone(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for what says how large a plan is, where none is made."""
+    nothing = {"images": None, "students": 1, "epochs": None, "devices": None, "json": None}
+    for name, default in nothing.items():
+        if getattr(arguments, name) != default:
+            raise ConfigError(f"--{name} has no effect with --measure; accepted is it with --rates")
 
 
 def _count(text: str) -> int:

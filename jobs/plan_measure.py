@@ -25,7 +25,7 @@ from data_tools.shard import read_shard
 from data_tools.storage import open_store
 from data_tools.target_tar import TargetTarBuilder
 from dpal.base.config import load_recipe
-from dpal.base.errors import DataError, DpalError
+from dpal.base.errors import EXIT_BUG, DataError, DpalError
 from dpal.base.inputs import Storage
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
@@ -144,8 +144,9 @@ def _student(mini: Miniature) -> tuple[float, float]:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
-        error = DpalError(f"the student's steps could not be measured: {lines[-1]}")
-        error.exit_code = done.returncode
+        told = lines[-1] if done.returncode > 0 else f"signal {-done.returncode} ended them"
+        error = DpalError(f"the student's steps could not be measured: {told}")
+        error.exit_code = max(EXIT_BUG, done.returncode)
         raise error
     found = json.loads(done.stdout.splitlines()[-1])
     return found["samples_per_s"], found["start_s"]

@@ -14,12 +14,20 @@ import pytest
 from data_tools.feature_cache import open_cache_store, series_of
 from data_tools.manifest import manifest_of
 from dpal.base.config import load_recipe, resolve_recipe
-from dpal.base.errors import EXIT_CONFIG, EXIT_DONE, EXIT_STORAGE, ConfigError
+from dpal.base.errors import (
+    EXIT_BUG,
+    EXIT_CONFIG,
+    EXIT_DONE,
+    EXIT_STORAGE,
+    ConfigError,
+    DpalError,
+)
 from dpal.base.recipe import Recipe
 from dpal.record import Kind
 from jobs.cache_worker import ShardWorker
 from jobs.plan import plan
-from jobs.plan_measure import measure
+from jobs.plan_measure import _student, measure
+from jobs.plan_miniature import Miniature
 from jobs.plan_rates import (
     Loading,
     Node,
@@ -216,6 +224,28 @@ def test_a_count_that_is_no_whole_number_is_told_without_a_traceback(
     with pytest.raises(SystemExit, match="2"):
         call(capsys, "plan", DEMO, "--rates", demo_rates, "--images", count)
     assert f"--images: '{count}': accepted are whole numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--images", "--students", "--epochs", "--devices", "--json"])
+def test_an_option_without_effect_on_a_measurement_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    answer = call(capsys, "plan", DEMO, "--measure", tmp_path / "rates.yaml", option, "7")
+    assert answer.code == EXIT_CONFIG
+    assert f"{option} has no effect with --measure" in answer.sentence
+
+
+def test_a_measurement_whose_process_was_killed_says_so_and_has_an_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    recipe = load_recipe(DEMO, (f"output={tmp_path}",))
+    with pytest.raises(DpalError, match="signal 9") as told:
+        _student(Miniature(recipe, "none", 1.0, "cpu", 1, 1))
+    assert told.value.exit_code == EXIT_BUG
 
 
 def test_rates_of_another_number_of_teachers_are_refused() -> None:
