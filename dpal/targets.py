@@ -12,6 +12,7 @@ write records.
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -137,7 +138,14 @@ class TargetHeader:
             plain["definition"] = TargetDefinition(**{**inner, **grids})
             for name in ("patch_mean", "patch_std", "cls_mean", "cls_std", "direction"):
                 plain[name] = np.asarray(plain[name], dtype=np.float32)
-                if plain[name].shape != (plain["width"],):
+                if plain[name].shape != (plain["width"],) or not np.isfinite(plain[name]).all():
+                    raise ValueError(name)
+            for name in ("patch_std", "cls_std"):
+                if not (plain[name] > 0).all():
+                    raise ValueError(name)
+            for name in ("low", "high"):
+                plain[name] = float(plain[name])
+                if not math.isfinite(plain[name]):
                     raise ValueError(name)
             codec = parse_codec(plain["definition"].codec)
             if "rotation" in plain or codec.turn != "none":

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,23 @@ def test_an_edited_or_cut_header_is_refused() -> None:
         TargetHeader.from_json(header().to_json()[:-40])
     with pytest.raises(DataError, match="damaged"):
         TargetHeader.from_json(b"[" * 200_000)  # deeper than Python nests
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"low": "dark"},
+        {"high": None},
+        {"high": float("inf")},
+        {"patch_mean": [float("nan")] * WIDTH},
+        {"patch_std": [0.0] * WIDTH},
+        {"cls_std": [-1.0] * WIDTH},
+    ],
+)
+def test_statistics_that_no_calibration_gives_are_refused(change: dict[str, Any]) -> None:
+    plain = json.loads(header().to_json())
+    with pytest.raises(DataError, match="damaged"):
+        TargetHeader.from_json(json.dumps({**plain, **change}).encode())
 
 
 @pytest.mark.parametrize(
