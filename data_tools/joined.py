@@ -72,6 +72,10 @@ class JoinedSamples:
             for series in self._series:
                 self._shards.request((teacher, series, shard))
 
+    def forget(self) -> None:
+        """Take back the targets that no thread has begun to open."""
+        self._shards.forget_waiting()
+
     def room_for_records(self, size: int) -> tuple[Records, ...]:
         """Unfilled target records of `size` samples, of every teacher."""
 

@@ -152,6 +152,7 @@ class Loader:
                             self._request(shard)
         finally:
             self._shards.forget_waiting()
+            self._renderer.forget()
             pool.shutdown(cancel_futures=True)
 
     def _begin(self, start: int, pool: Executor) -> _UnderWay:

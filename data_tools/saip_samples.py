@@ -22,6 +22,9 @@ class SaipSamples:
     def expect(self, shard: int) -> None:
         """Nothing of a shard but its images is needed."""
 
+    def forget(self) -> None:
+        """So nothing is waited for."""
+
     def start(self, size: int) -> "_Filling":
         """Begin a batch of `size` samples."""
         return _Filling(self, size)

@@ -99,6 +99,10 @@ class SampleRenderer(Protocol):
         """Told that samples of a shard will come soon; must not wait."""
         ...
 
+    def forget(self) -> None:
+        """Told that no more samples will come: what `expect` began is not needed; must not wait."""
+        ...
+
     def start(self, size: int) -> BatchBuilder:
         """Begin a batch of `size` samples."""
         ...

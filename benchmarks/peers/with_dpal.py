@@ -36,6 +36,9 @@ class WholeImages:
     def expect(self, shard: int) -> None:
         """Nothing is joined to the images."""
 
+    def forget(self) -> None:
+        """So nothing is waited for."""
+
     def start(self, size: int) -> "WholeBatch":
         """The next buffer."""
         self._turn = (self._turn + 1) % len(self._buffers)

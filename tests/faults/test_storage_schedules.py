@@ -90,6 +90,9 @@ class KeysOnly:
     def expect(self, _shard: int) -> None:
         pass
 
+    def forget(self) -> None:
+        pass
+
     def start(self, size: int) -> "_Filling":
         return _Filling(size)
 

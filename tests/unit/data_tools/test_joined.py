@@ -1,7 +1,9 @@
 """Batches with cached targets: every row holds the records of its own sample and view."""
 
+import threading
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from data_tools.backgrounds import load_backgrounds
 from data_tools.feature_cache import TargetCache
 from data_tools.loader import Loader, Slice
 from data_tools.manifest import load_manifest
+from data_tools.opened import OPENING
 from data_tools.order import Order
 from data_tools.skips import SkipList
 from data_tools.storage import LocalStore
-from data_tools.target_tar import offset_of
+from data_tools.target_tar import TargetShard, offset_of
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
@@ -84,6 +87,30 @@ def test_every_row_has_the_records_of_its_sample_and_view_over_epochs(recipe: Re
             np.testing.assert_array_equal(records.base[row], files[view][key])
             np.testing.assert_array_equal(records.composite[row], files["composite-0"][key])
             assert stored_spec(records.base[row], "view").box[2:] > (0, 0)
+
+
+def test_targets_that_are_not_needed_any_more_are_not_opened(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stops used to wait until every target that it had asked for was fetched."""
+    opened, go_on = [], threading.Event()
+
+    def slowly(_cache: TargetCache, series: str, *_args: Any) -> TargetShard:
+        opened.append(series)
+        go_on.wait(10)
+        raise DataError("late")
+
+    monkeypatch.setattr(TargetCache, "shard", slowly)
+    manifest = load_manifest(LocalStore(Path(recipe.data.shards)))
+    plan, pool = ViewPlan(recipe.seed, recipe.views), load_backgrounds(recipe)
+    needs = Needs(crops=False, composite=True)
+    samples = AlignedSamples(manifest, plan, pool, needs, (cache_in(recipe),), shards_at_once=4)
+    for shard in range(4):
+        samples.expect(shard)
+    samples.forget()
+    go_on.set()
+    samples._shards._pool.shutdown()
+    assert len(opened) <= OPENING < 4 * 3  # series of each shard
 
 
 def test_composites_that_are_not_needed_are_not_read(recipe: Recipe) -> None:

@@ -191,9 +191,14 @@ class KeysAlone:
 
     def __init__(self, size: int = 0) -> None:
         self.keys: Sequence[str] = [""] * size
+        self.forgotten = False
 
     def expect(self, shard: int) -> None:
         """Nothing else of a shard is needed."""
+
+    def forget(self) -> None:
+        """So nothing is waited for."""
+        self.forgotten = True
 
     def start(self, size: int) -> "KeysAlone":
         return KeysAlone(size)
@@ -231,11 +236,12 @@ def test_nodes_fetch_every_shard_once_an_epoch_but_for_those_that_a_cut_goes_thr
         # Room for what is read at a time, far from room for all.
         copies = LocalCache(tmp_path / f"node-{node}", 16 * manifest.shards[0].num_bytes)
         skips = SkipList(0, tmp_path / "skipped.jsonl")
+        renderer = KeysAlone()
         batches = Loader(
             store,  # type: ignore[arg-type]
             manifest,
             order,
-            KeysAlone(),
+            renderer,
             Slice(24, 12, node, nodes),
             skips=skips,
             max_pixels=10**6,
@@ -246,6 +252,7 @@ def test_nodes_fetch_every_shard_once_an_epoch_but_for_those_that_a_cut_goes_thr
         for _ in range(epochs * 485 // 24):
             keys.update(next(batches).keys)
         batches.close()
+        assert renderer.forgotten
     assert len(keys) == 485
     assert {*keys.values()} <= {epochs - 1, epochs}
     assert len(sizes) == -(-485 // per_shard)
