@@ -15,8 +15,8 @@ class SkipList:
 
     Args:
         budget: so many different samples may be skipped; one more stops the run.
-        path: JSON lines, one for every skip: epoch, shard, row, key, reason and the key of the
-            sample that took its place. Several processes may append to it.
+        path: JSON lines, one for every skip: epoch, shard, row, key and reason. Several processes
+            may append to it.
         telemetry: told of every skip.
     """
 
