@@ -71,9 +71,15 @@ class Sample:
     def neighbours(self) -> Neighbours:
         """The samples of its shard."""
         shard, decode = self._shard, self._decode
-        return Neighbours(
-            self.place.row, len(shard), lambda row: (shard.keys[row], decode(shard, row, None))
-        )
+
+        def read(row: int) -> tuple[str, Pixels]:
+            key = shard.keys[row]
+            try:
+                return key, decode(shard, row, None)
+            except SampleError as error:
+                raise SampleError(f"its partner {key!r} in a composite: {error}") from None
+
+        return Neighbours(self.place.row, len(shard), read)
 
     def decode_into(self, buffer: Pixels) -> None:
         """Decode straight into uint8 [H, W, 3] of exactly the image's size, without a copy."""

@@ -318,6 +318,20 @@ def test_of_a_damaged_shard_the_sound_samples_are_used_within_the_budget(recipe:
     assert "digest" in listed
 
 
+def test_a_sample_that_is_skipped_for_its_partner_in_a_composite_says_so(tmp_path: Path) -> None:
+    """A sound sample used to be listed with the damage of another one."""
+    recipe = arm_recipe(tmp_path, "two")
+    key = break_image(Path(recipe.data.shards), "persons-000001.tar", 3)
+    read(recipe, Slice(8, 8, 0, 1), 0, 15, budget=10)  # three epochs
+    lines = (recipe.run_dir / "skipped.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    others = [row for row in rows if row["key"] != key]
+    assert others
+    assert len(others) < len(rows)
+    for row in rows:
+        assert row["reason"].startswith(f"its partner {key!r}") == (row["key"] != key), row
+
+
 def test_closing_the_batches_stops_every_thread(recipe: Recipe) -> None:
     read(recipe, Slice(8, 8, 0, 1), 0, 3)
     assert not [t.name for t in threading.enumerate() if t.name.startswith("decode")]
