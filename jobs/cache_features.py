@@ -7,6 +7,8 @@ at most the shards in work; the next run does what the ledger lacks.
 import time
 from typing import NamedTuple
 
+import torch
+
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.feature_cache import TargetCache, finished_shards, open_cache_store
 from data_tools.manifest import Manifest, ShardRef, manifest_of
@@ -65,13 +67,13 @@ def run(recipe: Recipe, telemetry: Telemetry | None = None) -> StageResult:
     return StageResult("cache", skipped, "; ".join(details))
 
 
-def calibrate(recipe: Recipe, threads: int = 1) -> TargetCache:
+def calibrate(recipe: Recipe) -> TargetCache:
     """The cache of the recipe's one teacher, with header and covariance; uses no Ray.
 
     What is not there is fitted and published. Training with an online teacher needs it for the
     shape mask, the target space, and the parity of both modes.
     """
-    return ShardWorker(recipe, threads=threads).calibrate()
+    return ShardWorker(recipe, threads=torch.get_num_threads()).calibrate()
 
 
 class _Plan(NamedTuple):

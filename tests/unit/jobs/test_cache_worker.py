@@ -216,6 +216,17 @@ def test_calibrating_twice_keeps_the_published_header(recipe: Recipe) -> None:
     assert first.header.to_json() == second.header.to_json()
 
 
+def test_calibrating_before_training_leaves_its_threads_as_they_are(recipe: Recipe) -> None:
+    cache = recipe.cache.model_copy(update={"calibration_images": 9})
+    fresh, before = recipe.model_copy(update={"cache": cache}), torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        cache_features.calibrate(fresh)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_image_that_does_not_decode_names_shard_and_sample(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
