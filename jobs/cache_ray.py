@@ -143,9 +143,9 @@ class _Crew:
                     self._late.add(actor)
                     self.session.ray.kill(actor)
         call = self.session.wait(self._calls)
+        if self.stop:  # also where answers never cease; what has none yet is in the ledger
+            raise StopRequested("caching stopped on request; run it again for the other shards")
         if call is None:
-            if self.stop:
-                raise StopRequested("caching stopped on request; run it again for the other shards")
             return None
         actor, name = self._calls.pop(call)
         try:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from dpal.base.errors import ConfigError, StopRequested
@@ -90,8 +91,9 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
             )
         else:
             ray.init(address=cache.ray_address, **quiet)
-    except (ConnectionError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        # RuntimeError: the cluster's Ray or Python is of another version.
+        reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
         raise ConfigError(
             f"cache.ray_address={cache.ray_address!r}: no Ray cluster answers ({reason}); "
             "accepted are 'local', 'auto' and ray://host:port"

@@ -1,8 +1,12 @@
 """What the driver makes of a stop request, a dead actor, a lost head, and an actor's error."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -214,6 +218,21 @@ def test_a_stop_request_ends_the_wait_with_run_me_again() -> None:
         list(crew.work(shards(2)))
 
 
+def test_a_stop_request_is_noticed_while_answers_never_cease() -> None:
+    crew, done = crew_of(lambda _actor, _shard: 1, actors=2), []
+    crew.hire()
+    crew.await_first()
+
+    def work() -> None:
+        for ref, _views in crew.work(shards(50)):
+            done.append(ref.name)
+            crew.stop.received = signal.SIGTERM
+
+    with pytest.raises(StopRequested, match="run it again"):
+        work()
+    assert len(done) == 1
+
+
 def test_a_head_that_is_gone_for_good_ends_the_job_with_run_me_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -229,6 +248,33 @@ def test_a_head_that_is_gone_for_good_ends_the_job_with_run_me_again(
     assert session.lost
     with pytest.raises(StopRequested, match="Ray is gone"):
         session.require_head()
+
+
+def test_a_cluster_token_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    code = (
+        "from types import SimpleNamespace as Plain\n"
+        "from dpal.base.errors import ConfigError\n"
+        "from jobs.cache_session import open_session\n"
+        "try:\n"
+        "    with open_session(Plain(cache=Plain(ray_address='127.0.0.1:9'))):\n"
+        "        pass\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**env, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cache.ray_address='127.0.0.1:9': no Ray cluster answers (Token")
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_signal_handlers_are_given_back() -> None:
