@@ -176,9 +176,11 @@ class RemoteStore:
         if self._pid != os.getpid():  # an event loop does not survive a fork
             # Never closed here: the parent's poll set is shared, and would lose its sockets.
             self._inherited.append(self._fs)
-            self._fs, self._pid = _open_filesystem(self.url, self._storage), os.getpid()
-            self._direct = DirectGet(self._fs, self._storage) if self._is_s3 else None
+            fs = _open_filesystem(self.url, self._storage)
+            self._direct = DirectGet(fs, self._storage) if self._is_s3 else None
             self._retrying = threading.Semaphore(RETRIES_AT_ONCE)
+            # Last: other threads take this for done, and the parent's connections are not ours.
+            self._fs, self._pid = fs, os.getpid()
         return self._fs
 
     def _download(self, fs: Any, path: str, start: int = 0, length: int | None = None) -> bytes:

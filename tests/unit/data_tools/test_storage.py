@@ -6,12 +6,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_tools.direct_get import StoreAnswer
+from data_tools.direct_get import DirectGet, StoreAnswer
 from data_tools.failures import scrub
 from data_tools.remote import LONGEST_DELAY_S, RETRIES_AT_ONCE, RemoteStore
 from data_tools.storage import LocalStore, ObjectStore, open_store
@@ -189,6 +190,34 @@ def test_passing_failures_are_retried_after_waits_drawn_from_growing_ranges(
     for longest, waits in zip((0.4, 0.8, 1.6), zip(*drawn, strict=True), strict=True):
         assert 0 <= min(waits) < longest / 4, "full jitter: some ask again soon"
         assert 3 / 4 * longest < max(waits) <= longest
+
+
+def test_after_a_fork_no_thread_is_given_the_connections_of_the_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("s3fs")
+    begun, go_on, pid = threading.Event(), threading.Event(), os.getpid()
+    store = RemoteStore("s3://bucket/x", Storage())
+    store._filesystem()
+    inherited = store._direct
+
+    class Slow(DirectGet):
+        def __init__(self, *args: Any) -> None:
+            begun.set()
+            go_on.wait(10)
+            super().__init__(*args)
+
+    monkeypatch.setattr("data_tools.remote.DirectGet", Slow)
+    monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(store._filesystem)
+        assert begun.wait(10)
+        second = pool.submit(lambda: (store._filesystem(), store._direct))
+        done, _waiting = wait([second], timeout=0.5)
+        go_on.set()
+        assert not done
+        assert second.result()[1] is not inherited
+        assert first.result() is not None
 
 
 def refusal(status: int, **headers: str) -> Exception:
