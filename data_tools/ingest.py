@@ -211,7 +211,7 @@ def _parse_verdicts(text: str) -> list[Verdict]:
         for line in text.splitlines():
             kind, *fields = json.loads(line)
             verdicts.append(Kept(*fields) if kind == "Kept" else Refused(*fields))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return []
     return verdicts
 

@@ -86,7 +86,7 @@ def is_complete(store: ObjectStore, manifest: Manifest, fingerprint: str) -> boo
         if record != {"fingerprint": fingerprint, "manifest": manifest.digest}:
             return False
         return all(store.size(ref.name) == ref.num_bytes for ref in manifest.shards)
-    except (DataError, ValueError):
+    except (DataError, ValueError, RecursionError):
         return False
 
 

@@ -27,7 +27,7 @@ def read_software(data: bytes) -> dict[str, str]:
     """What `software_bytes` wrote; empty when it is damaged."""
     try:
         plain = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(plain, dict):
         return {}

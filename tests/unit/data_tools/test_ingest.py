@@ -188,6 +188,15 @@ def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_ino for path in dest.iterdir()} == before
 
 
+def test_a_build_record_nested_too_deeply_only_makes_it_look_again(tmp_path: Path) -> None:
+    source, dest = write_images(tmp_path / "in", 6), tmp_path / "out"
+    build(source, dest=dest)
+    before = contents(dest)
+    (dest / "build.json").write_bytes(b"[" * 100_000)
+    build(source, dest=dest)
+    assert contents(dest) == before
+
+
 def test_only_missing_or_damaged_shards_are_written_again(tmp_path: Path) -> None:
     source, dest = write_images(tmp_path / "in", 20), tmp_path / "out"
     build(source, dest=dest)
