@@ -101,7 +101,9 @@ def _audit(
         return Audited(folder, "targets", f"{rows} ledger rows", tuple(found))
     if kind == MANIFEST:
         nested = tuple(
-            f"{name.rpartition('/')[0]}/" for name in below if name.endswith(f"/{MANIFEST}")
+            f"{name.rpartition('/')[0]}/"
+            for name in below
+            if name.endswith((f"/{MANIFEST}", f"/{HEADER}"))
         )
         found = audit_shards(store, nested=nested, decode=decode)
         return Audited(folder, "shards", _size_of(store), tuple(found))

@@ -17,6 +17,8 @@ from jobs.__main__ import main
 from jobs.audit import run_audit
 from jobs.build_shards import build_shards
 
+from tiny import fill_cache, tiny_recipe
+
 POLICY = Data(images=("unused",), samples_per_shard=6)
 
 
@@ -97,6 +99,21 @@ def test_data_sets_below_a_run_folder_are_found(shards: Path, tmp_path: Path) ->
     for url in (run, run / "shards", tmp_path / "runs"):
         with pytest.raises(DataError, match="1 of the objects"):
             run_audit(str(url), Storage())
+
+
+def test_a_cache_beside_the_shards_is_none_of_their_extras(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its objects used to be listed as those that may be deleted."""
+    recipe = tiny_recipe(tmp_path)
+    url = recipe.data.shards
+    fill_cache(recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"url": url})}))
+    assert run_audit(url, Storage()) == EXIT_DONE
+    assert "(2 data sets)" in capsys.readouterr().out
+    for header in Path(url).glob("targets-*/header.json"):
+        header.unlink()
+    with pytest.raises(DataError, match="of the objects"):
+        run_audit(url, Storage())
 
 
 def test_tars_of_another_program_are_said_to_be_such(
