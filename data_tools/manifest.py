@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from data_tools.storage import ObjectStore, open_store
+from data_tools.tar import MAX_MEMBERS, MAX_SHARD_BYTES
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 
@@ -123,6 +124,8 @@ def _shard(row: dict[str, Any]) -> ShardRef:
     numbers = (shard.num_bytes, shard.num_samples)
     if not all(type(number) is int and number > 0 for number in numbers):
         raise ValueError("numbers")
+    if shard.num_samples > MAX_MEMBERS or shard.num_bytes > MAX_SHARD_BYTES:
+        raise ValueError("more than a shard may hold")  # before an order makes room for it
     if not _NAME.match(shard.name) or not SHA256.match(shard.sha256):
         raise ValueError("name or checksum")
     if type(shard.keys_digest) is not str:

@@ -83,7 +83,7 @@ class Data(Section):
         "read from boxes.csv (file,left,top,right,bottom) or from a COCO instances .json in them",
     )
     shards: str = Field("{run}/shards", description="folder or URL the shards are written to")
-    samples_per_shard: int = Field(512, ge=1, description="images in one shard")
+    samples_per_shard: int = Field(512, ge=1, le=131_072, description="images in one shard")
     max_shards: int = Field(
         0, ge=0, description="learn from the first so many shards alone, for trials; 0: from all"
     )

@@ -15,6 +15,7 @@ from data_tools.policy import Kept, Refused, judge, made, sample_bytes
 from data_tools.shard import read_shard
 from data_tools.source import Item
 from data_tools.storage import LocalStore
+from data_tools.tar import MAX_MEMBERS
 from dpal.base.config import validate
 from dpal.base.errors import ConfigError
 from dpal.base.inputs import Data, Storage
@@ -203,6 +204,7 @@ def test_boxes_without_a_person_to_see_are_rejected(box: Any, reason: str) -> No
         ({"jpeg_quality": 80}, "data.jpeg_quality has no effect with data.encode=keep"),
         ({"encode": "jpeg", "max_side": 16}, "data.max_side=16 is below data.min_side=32"),
         ({"near_duplicates": 9}, "near_duplicates"),
+        ({"samples_per_shard": MAX_MEMBERS // 2 + 1}, "samples_per_shard"),  # image and JSON
         ({"validation_fraction": 1.0}, "validation_fraction"),
     ],
     ids=str,

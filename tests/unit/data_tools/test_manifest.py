@@ -42,6 +42,11 @@ def changed(**values: object) -> str:
     return json.dumps(record)
 
 
+def alone(**values: int) -> str:
+    """A manifest whose digest is right."""
+    return Manifest((MANY.shards[0]._replace(**values),)).to_json()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -55,6 +60,9 @@ def changed(**values: object) -> str:
         changed(name="persons-000001.tar"),
         changed(num_samples=5),
         changed(num_bytes=-1),
+        alone(num_samples=10**12),
+        alone(num_samples=10**30),
+        alone(num_bytes=2**36 + 1),
         changed(sha256="x"),
         changed(more=1),
     ],
