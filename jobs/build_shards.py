@@ -259,7 +259,7 @@ def _local(url: str) -> Path | None:
     if "://" not in url:
         return Path(url).resolve()
     parts = urlsplit(url)
-    return Path(unquote(parts.path)).resolve() if parts.scheme == "file" else None
+    return Path(unquote(parts.netloc + parts.path)).resolve() if parts.scheme == "file" else None
 
 
 def _summary(built: _Built, what: str) -> str:

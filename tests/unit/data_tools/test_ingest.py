@@ -178,6 +178,8 @@ def test_shards_inside_their_own_source_are_refused(tmp_path: Path) -> None:
     source = write_images(tmp_path / "in", 3)
     with pytest.raises(ConfigError, match="inside the source folder"):
         build(source, dest=source / "shards")
+    with pytest.raises(ConfigError, match="inside the source folder"):
+        build_shards([f"file://{source.name}"], f"{source.name}/x", POLICY, Storage())
 
 
 def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
