@@ -12,6 +12,6 @@ Duration = Annotated[str, Field(pattern=r"^\d+(\.\d+)? (steps|epochs)$")]
 
 
 class Section(BaseModel):
-    """Base of all recipe sections: frozen, strict types, unknown keys refused."""
+    """Base of all recipe sections: frozen, strict types, finite numbers, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -31,6 +31,8 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("'teacher.tap'", "dense_output"),
     ),
     ("no teacher", {"teacher": None}, ("method.kind=dpal", "saip")),
+    ("a number without end", {"train": {"lr": float("inf")}}, ("train.lr=inf", "finite")),
+    ("no number", {"storage": {"copies_gb": float("nan")}}, ("storage.copies_gb=nan", "finite")),
     (
         "a teacher beside none",
         {"teacher": None, "more_teachers": [TEACHER], "method": "saip"},

@@ -179,6 +179,7 @@ def test_words_change_rates_and_the_rest_is_for_the_recipe(demo_rates: Path) -> 
         ("rates.node.coers=9", "node.cores"),
         ("rates.nonsense.at.all=1", "unknown key 'nonsense'"),
         ("rates.store.read_mb_per_s=0", "store.read_mb_per_s=0"),
+        ("rates.student_samples_per_s=1e400", "student_samples_per_s=inf"),
         ("rates.node.devices=many", "node.devices=many"),
         ("rates.teachers.5.width=3", "rates.teachers.0"),
         ("rates.format=2", "format=2"),
