@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +29,29 @@ class DamagedShard(DataError):
 class Shard:
     """Samples of one shard, in order; safe to read from several threads.
 
+    Args:
+        data: all bytes of the shard.
+        file: number of the open file that `data` is a map of, which the shard then owns: members
+            are read from it by offset and nothing stays mapped, as a run keeps hundreds open.
+
     Attributes:
         ref: the manifest's row it was verified against.
         keys: sample keys, in order.
     """
 
-    def __init__(self, ref: ShardRef, data: Buffer, where: str) -> None:
-        self.ref, self._data, self._where = ref, data, where
+    def __init__(self, ref: ShardRef, data: Buffer, where: str, file: int | None = None) -> None:
+        self.ref, self._where, self._file = ref, where, file
+        if file is not None:
+            weakref.finalize(self, os.close, file)
+        self._data = data if file is None else b""
         entries = index_tar(data, where)
         self.keys = tuple(entry.key for entry in entries)
         if len(self.keys) != ref.num_samples or keys_digest(self.keys) != ref.keys_digest:
             raise DataError(f"shard {where!r} does not hold the samples its manifest lists")
         images = [_image(entry, where) for entry in entries]
         metas = [entry.members.get("json", _NO_SPAN) for entry in entries]
-        # Arrays: a run keeps hundreds of shards open.
         self._images = np.array(images, dtype=np.int64).reshape(-1, 2)
         self._metas = np.array(metas, dtype=np.int64).reshape(-1, 2)
-        if isinstance(data, mmap.mmap):
-            data.madvise(mmap.MADV_DONTNEED)  # what was mapped to hash it counts as memory no more
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -68,7 +74,12 @@ class Shard:
 
     def _read(self, span: npt.NDArray[np.int64]) -> bytes:
         offset, size = span.tolist()
-        return self._data[offset : offset + size]
+        if self._file is None:
+            return self._data[offset : offset + size]
+        data = os.pread(self._file, size, offset)
+        if len(data) != size:
+            raise DataError(f"shard {self._where!r} was cut short while it was read")
+        return data
 
 
 def read_shard(
@@ -93,15 +104,19 @@ def read_shard(
         f"shard {where!r} is damaged: its bytes do not match the manifest's size and checksum"
     )
     if isinstance(store, LocalStore):
-        data, status = _map(store.path(ref.name), where)
+        path = store.path(ref.name)
+        data, status = _map(path, where)
         if not store.verified.check(data, status, content):
             raise damaged
-        return Shard(ref, data, where)
+        return Shard(ref, data, where, _reopened(path, status.st_ino))
 
     def fetch() -> bytes:
         return fetch_verified(lambda: store.get(ref.name), content, damaged, telemetry)
 
-    return Shard(ref, fetch() if cache is None else cache.get(*content, fetch), where)
+    if cache is None:
+        return Shard(ref, fetch(), where)
+    data = cache.get(*content, fetch)
+    return Shard(ref, data, where, _reopened(cache.path(ref.sha256)))
 
 
 def map_file(path: Path, where: str) -> Buffer:
@@ -121,6 +136,22 @@ def _map(path: Path, where: str) -> tuple[Buffer, os.stat_result]:
         raise DataError(f"shard {where!r} does not exist") from None
     except OSError as error:
         raise StorageError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+
+
+def _reopened(path: Path, inode: int | None = None) -> int | None:
+    """The number of a file that was just mapped; None where it has gone, or is another one now.
+
+    Args:
+        inode: of the file that was mapped; None for a copy, whose name is its checksum.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    if inode in (None, os.fstat(file).st_ino):
+        return file
+    os.close(file)
+    return None
 
 
 def _image(entry: Entry, where: str) -> Span:
