@@ -183,13 +183,15 @@ class Loader:
         self, builder: BatchBuilder, row: int, shard: Shard, place: Place, error: SampleError
     ) -> None:
         """Fill a row with the next sample of the shard that is not damaged."""
-        self._skips.add(place, shard.ref.name, shard.keys[place.row], error)
-        for ahead in range(1, len(shard)):
-            other = place._replace(row=(place.row + ahead) % len(shard))
+        for _ in range(len(shard)):
+            following = (place.row + 1) % len(shard)
+            key, stand_in = shard.keys[place.row], shard.keys[following]
+            self._skips.add(place, shard.ref.name, key, error, stand_in=stand_in)
+            place = place._replace(row=following)
             try:
-                builder.fill(row, Sample(shard, other, self._decode))
+                builder.fill(row, Sample(shard, place, self._decode))
             except SampleError as next_error:
-                self._skips.add(other, shard.ref.name, shard.keys[other.row], next_error)
+                error = next_error
             else:
                 return
         raise DataError(f"shard {shard.ref.name!r} holds damaged samples alone")

@@ -7,6 +7,7 @@ dpal/objective.py.
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,7 +100,9 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
             _tell(learned_line(recipe, manifest))
             _tell(require_parity(recipe, manifest, pool, caches, step))
         task = build_task(recipe, sources, layout.teacher)
-        source = make_loader(recipe, manifest, pool, task, caches, world, telemetry)
+        source = make_loader(
+            recipe, manifest, pool, task, caches, world, telemetry, skipped=layout.skipped
+        )
         restored = checkpoint.load(found) if found is not None else None
         engine = Engine(task, recipe.train, world, restored)
         events = EventLog(layout.events, enabled=world.rank == 0)
@@ -142,8 +145,13 @@ def make_loader(
     caches: Sequence[TargetCache],
     world: World,
     telemetry: Telemetry | None = None,
+    skipped: Path | None = None,
 ) -> Loader:
-    """This rank's batches, rendered as the task needs them."""
+    """This rank's batches, rendered as the task needs them.
+
+    Args:
+        skipped: where damaged samples are listed; None lists them nowhere.
+    """
     spec, copies = recipe.train, open_local_cache(recipe.storage)
     order = Order(
         recipe.seed + spec.seed,
@@ -174,7 +182,7 @@ def make_loader(
         order,
         renderer,
         Slice(spec.global_batch, spec.micro_batch, world.rank, world.size),
-        skips=SkipList(budget, RunLayout(recipe.run_dir).skipped, telemetry),
+        skips=SkipList(budget, skipped, telemetry),
         max_pixels=recipe.data.max_pixels,
         threads=spec.loader_threads,
         prefetch=spec.prefetch,

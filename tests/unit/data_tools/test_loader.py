@@ -288,6 +288,7 @@ def test_a_damaged_sample_is_skipped_listed_and_replaced_within_the_budget(recip
     listed = [json.loads(line) for line in lines]
     assert [(row["key"], row["shard"]) for row in listed] == [(key, "persons-000001.tar")] * 2
     assert {row["epoch"] for row in listed} == {0, 1}
+    assert [row["stand_in"] for row in listed] == [now for _was, now in changed]
 
 
 def test_more_damage_than_the_budget_allows_stops_the_run(recipe: Recipe) -> None:
