@@ -37,7 +37,7 @@ test: setup
 	@tests/system_packages.sh
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary dpal/base data_tools cluster
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

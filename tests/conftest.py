@@ -13,6 +13,21 @@ from tiny_demo import TINY_DEMO, dpal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# What is costly to start, and is started once for all tests that use it.
+SHARED = {"first_demo": "demo", "s3_server": "s3"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests one worker runs: those of a file, of the cluster's servers, of a shared start."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = next((name for fixture, name in SHARED.items() if fixture in fixtures), None)
+        if group is None:
+            in_cluster = item.path.parent.name == "cluster" and "unit" not in item.path.parts
+            group = "cluster" if in_cluster else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def first_demo(
     tmp_path_factory: pytest.TempPathFactory,
