@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -63,6 +64,7 @@ class Opened(Generic[K, V]):
 
 
 def allow_open_files() -> None:
-    """Let this process open as many files as it may: every mapped shard holds one."""
+    """Let this process open as many files as it may: every open shard holds one."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(ValueError, OSError):  # where the kernel's own limit is lower still
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
