@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from data_tools.remote import RemoteStore
 from data_tools.storage import LocalStore, open_store
 from dpal.base.errors import DataError
 from dpal.base.inputs import Storage
@@ -38,33 +37,12 @@ def dated_listing(url: str, storage: Storage) -> tuple[Dated, ...]:
             Dated(entry.name, entry.size, int(entry.version or 0) / 1e9)
             for entry in store.listing()
         )
-    found = _DatedRemote(url, storage).dated()
+    from data_tools.remote import RemoteStore  # only now: it imports fsspec
+
+    found = RemoteStore(url, storage).details()
     if not found:
         raise DataError(f"folder {url!r} does not exist or is empty")
-    return found
-
-
-class _DatedRemote(RemoteStore):
-    """A remote store that also lists times."""
-
-    def dated(self) -> tuple[Dated, ...]:
-        """Everything below the URL, sorted by name."""
-
-        def attempt(fs: Any) -> tuple[Dated, ...]:
-            root = str(fs._strip_protocol(self.url)).rstrip("/") + "/"
-            try:
-                found = fs.find(self.url, detail=True)
-            except FileNotFoundError:
-                return ()
-            return tuple(
-                sorted(
-                    Dated(str(path)[len(root) :], int(info["size"] or 0), _seconds(info))
-                    for path, info in found.items()
-                    if str(path).startswith(root) and info["type"] == "file"
-                )
-            )
-
-        return self._call("list", "", attempt)
+    return tuple(sorted(Dated(name, int(i["size"] or 0), _seconds(i)) for name, i in found))
 
 
 def _seconds(info: dict[str, Any]) -> float:

@@ -59,14 +59,14 @@ class RemoteStore:
     def get(self, name: str) -> bytes:
         """All bytes of `name`."""
         path = self._path(name)
-        return self._call("read", name, lambda fs: self._download(fs, path))
+        return self.call("read", name, lambda fs: self._download(fs, path))
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes of `name` from `start`; DataError if it is shorter."""
         path = self._path(name)
         if length == 0:
             return b""
-        data = self._call("read", name, lambda fs: self._download(fs, path, start, length))
+        data = self.call("read", name, lambda fs: self._download(fs, path, start, length))
         return require_length(data, length, start, f"{self.url}/{name}")
 
     def put(self, name: str, data: Buffer) -> None:
@@ -83,7 +83,7 @@ class RemoteStore:
             else:
                 fs.pipe_file(path, body)
 
-        self._call("write", name, attempt)
+        self.call("write", name, attempt)
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Write `name` unless it exists; True for the one writer that wrote it.
@@ -104,7 +104,7 @@ class RemoteStore:
                 return attempts > 1 and bytes(fs.cat_file(path)) == data
             return True
 
-        return self._call("write", name, attempt)
+        return self.call("write", name, attempt)
 
     def exists(self, name: str) -> bool:
         """Whether `name` is an object (a prefix of objects is not)."""
@@ -118,12 +118,12 @@ class RemoteStore:
                     raise
                 return False
 
-        return self._call("read", name, attempt)
+        return self.call("read", name, attempt)
 
     def size(self, name: str) -> int:
         """Number of bytes of `name`."""
         path = self._path(name)
-        return self._call("read", name, lambda fs: int(fs.info(path)["size"]))
+        return self.call("read", name, lambda fs: int(fs.info(path)["size"]))
 
     def list(self, prefix: str = "") -> list[str]:
         """Sorted names of all objects that start with `prefix`; empty if there is none."""
@@ -138,8 +138,11 @@ class RemoteStore:
             raise DataError(f"folder {self.url!r} does not exist or is empty")
         return found
 
-    def _find(self, top: str) -> tuple[Listed, ...]:
-        def attempt(fs: Any) -> tuple[Listed, ...]:
+    def details(self, top: str = "") -> tuple[tuple[str, dict[str, Any]], ...]:
+        """Name and what the file system says of every object below the URL, or below `top`."""
+        top = top or self.url
+
+        def attempt(fs: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
             root = str(fs._strip_protocol(self.url)).rstrip("/") + "/"
             try:
                 found = fs.find(top, detail=True)
@@ -147,14 +150,17 @@ class RemoteStore:
                 if code_of(error) == "NoSuchBucket":
                     raise
                 return ()
-            listed = [
-                Listed(str(path)[len(root) :], int(info["size"] or 0), _version(info))
+            return tuple(
+                (str(path)[len(root) :], info)
                 for path, info in found.items()
                 if str(path).startswith(root) and info["type"] == "file"
-            ]
-            return tuple(sorted(listed))
+            )
 
-        return self._call("list", top.removeprefix(self.url).lstrip("/"), attempt)
+        return self.call("list", top.removeprefix(self.url).lstrip("/"), attempt)
+
+    def _find(self, top: str) -> tuple[Listed, ...]:
+        found = self.details(top)
+        return tuple(sorted(Listed(name, int(i["size"] or 0), _version(i)) for name, i in found))
 
     def delete(self, name: str) -> None:
         """Remove `name`; nothing happens if it is not there."""
@@ -167,7 +173,7 @@ class RemoteStore:
                 if code_of(error) == "NoSuchBucket":
                     raise
 
-        self._call("delete", name, attempt)
+        self.call("delete", name, attempt)
 
     def _path(self, name: str) -> str:
         return f"{self.url}/{check_name(name, self.url)}"
@@ -194,7 +200,7 @@ class RemoteStore:
         # One stream without asking for the size first: callers read several objects at once.
         return bytes(fs.cat_file(path, **({"max_concurrency": 1} if self._is_s3 else {})))
 
-    def _call(self, verb: str, name: str, attempt: Callable[[Any], Result]) -> Result:
+    def call(self, verb: str, name: str, attempt: Callable[[Any], Result]) -> Result:
         """Run `attempt`, again after a passing failure: at once never, and not all threads."""
         where, last, fs = f"{self.url}/{name}", "", self._filesystem()
         for number in range(self._storage.retries + 1):

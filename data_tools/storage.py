@@ -77,21 +77,28 @@ def open_store(url: str, storage: Storage, *, telemetry: Telemetry | None = None
     Raises:
         ConfigError: for a URL that carries credentials or names a scheme that is not installed.
     """
-    if "://" not in url:
-        if not url:
-            raise ConfigError("storage url '' is empty: accepted are a local path or a URL")
-        return LocalStore(Path(url))
+    if not url:
+        raise ConfigError("storage url '' is empty: accepted are a local path or a URL")
     parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "://" in url and "@" in parts.netloc:
         raise ConfigError(
             f"storage url {parts.scheme}://…@{parts.hostname} carries credentials: accepted are "
             "the standard AWS variables or the recipe's storage section"
         )
-    if parts.scheme == "file":
-        return LocalStore(Path(unquote(parts.netloc + parts.path)))
+    local = local_path(url)
+    if local is not None:
+        return LocalStore(local)
     from data_tools.remote import RemoteStore  # only now: it imports fsspec
 
     return RemoteStore(url, storage, telemetry=telemetry)
+
+
+def local_path(url: str) -> Path | None:
+    """The path that a URL without a scheme, or of `file://`, means; None for all others."""
+    if "://" not in url:
+        return Path(url)
+    parts = urlsplit(url)
+    return Path(unquote(parts.netloc + parts.path)) if parts.scheme == "file" else None
 
 
 def check_name(name: str, url: str) -> str:

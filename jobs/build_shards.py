@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
 
 from data_tools.ingest import check_rejects, list_items, survey
 from data_tools.ledger import TRAIN, VALIDATION, Ledger
@@ -29,7 +28,7 @@ from data_tools.shard_writer import (
 from data_tools.source import Source
 from data_tools.sources import open_source
 from data_tools.sources.folder import FolderSource
-from data_tools.storage import SourceStore, open_store
+from data_tools.storage import SourceStore, local_path, open_store
 from data_tools.synthetic import write_dataset
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.inputs import Data, Storage
@@ -256,10 +255,8 @@ def _refuse_overlap(sources: Sequence[str], dest: str) -> None:
 
 
 def _local(url: str) -> Path | None:
-    if "://" not in url:
-        return Path(url).resolve()
-    parts = urlsplit(url)
-    return Path(unquote(parts.netloc + parts.path)).resolve() if parts.scheme == "file" else None
+    path = local_path(url)
+    return None if path is None else path.resolve()
 
 
 def _summary(built: _Built, what: str) -> str:

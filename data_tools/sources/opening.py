@@ -12,8 +12,6 @@ A local folder is a folder, whatever it is called.
 """
 
 from functools import partial
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from data_tools.source import Source
 from data_tools.sources.catalogue import Catalogue
@@ -24,7 +22,7 @@ from data_tools.sources.luperson import FILE, LmdbSource
 from data_tools.sources.persons import PersonSource
 from data_tools.sources.table import read_table
 from data_tools.sources.tars import TarSource
-from data_tools.storage import SourceStore, open_store
+from data_tools.storage import SourceStore, local_path, open_store
 from dpal.base.errors import ConfigError
 from dpal.base.inputs import Data, Storage
 
@@ -62,7 +60,7 @@ def _open_file(url: str, data: Data, storage: Storage) -> Source | None:
     if lower.endswith(".tar"):
         return TarSource(open_store(root, storage), None, name)
     if not lower.endswith((".csv", ".parquet", ".json", ".odgt")):
-        local = _local(url)
+        local = local_path(url)
         if local is not None and local.exists():
             raise ConfigError(f"source {url!r} is a file of no known kind: accepted are {ACCEPTED}")
         return None
@@ -92,12 +90,5 @@ def _open_folder(store: SourceStore, data: Data) -> Source:
 
 
 def _is_local_folder(url: str) -> bool:
-    local = _local(url)
+    local = local_path(url)
     return local is not None and local.is_dir()
-
-
-def _local(url: str) -> Path | None:
-    if "://" not in url:
-        return Path(url)
-    parts = urlsplit(url)
-    return Path(unquote(parts.netloc + parts.path)) if parts.scheme == "file" else None

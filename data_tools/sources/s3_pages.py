@@ -41,5 +41,5 @@ def listed_by_pages(store: RemoteStore) -> Iterator[Listed]:
 
 def _page(store: RemoteStore, request: dict[str, str]) -> dict[str, Any]:
     # The store's own retries and error sentences hold for every page.
-    answer = store._call("list", "", lambda fs: fs.call_s3("list_objects_v2", **request))
+    answer = store.call("list", "", lambda fs: fs.call_s3("list_objects_v2", **request))
     return dict(answer)

@@ -88,7 +88,7 @@ def test_a_listing_by_pages_is_the_listing(s3_server: S3Server) -> None:
     assert sorted(whole) == list(store.listing())
     assert {entry.name for entry in whole} == set(names)
 
-    call, pages = store._call, []
+    call, pages = store.call, []
 
     def small_pages(verb: str, name: str, attempt: Any) -> Any:
         def of_nine(fs: Any) -> Any:
@@ -101,7 +101,7 @@ def test_a_listing_by_pages_is_the_listing(s3_server: S3Server) -> None:
 
         return call(verb, name, of_nine)
 
-    store._call = small_pages  # type: ignore[method-assign]
+    store.call = small_pages  # type: ignore[method-assign]
     assert list(listed_by_pages(store)) == whole
     assert len(set(pages)) == 5
     with pytest.raises(DataError, match="does not exist or is empty"):
