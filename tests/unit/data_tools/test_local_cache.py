@@ -168,7 +168,12 @@ def test_copies_never_exceed_their_budget_and_are_right_while_they_are_evicted(
     assert partial(tmp_path) == []
 
 
+def _begun(folder: Path, seed: int) -> Path:
+    return folder.with_name(f"{folder.name}-{seed}-begun")
+
+
 def _killed_anywhere(folder: Path, max_bytes: int, seed: int) -> None:
+    _begun(folder, seed).touch()
     for again in range(1000):
         _read_at_random(folder, max_bytes, seed + 100 * again)
 
@@ -176,7 +181,10 @@ def _killed_anywhere(folder: Path, max_bytes: int, seed: int) -> None:
 def test_kills_at_any_moment_leave_whole_copies_alone(tmp_path: Path) -> None:
     cache, draw = LocalCache(tmp_path, 12 * SIZE), random.Random(0)
     for seed in range(8):
-        workers = [started(_killed_anywhere, tmp_path, cache.max_bytes, seed + i) for i in (0, 50)]
+        seeds = (seed, seed + 50)
+        workers = [started(_killed_anywhere, tmp_path, cache.max_bytes, each) for each in seeds]
+        while not all(_begun(tmp_path, each).exists() for each in seeds):
+            time.sleep(0.01)
         time.sleep(draw.uniform(0.1, 0.35))
         for worker in workers:
             worker.kill()

@@ -303,7 +303,12 @@ def test_warnings_name_what_will_hurt_and_are_silent_where_nothing_does(demo_rat
     assert "storage.copies_gb=0.5" in warnings(
         *small, rates=demo_rates, size=Size(10**8, devices=8)
     )
-    large = (*remote, "data.samples_per_shard=262144", "train.global_batch=2048")
+    large = (
+        *remote,
+        "data.samples_per_shard=131072",
+        "cache.codec=fp32",
+        "train.global_batch=2048",
+    )
     assert "held in memory whole" in warnings(*large, rates=demo_rates, size=Size(10**8, devices=8))
     few = warnings(*good, rates=demo_rates, size=Size(10_000, devices=8))
     assert "3 shards for 8 devices" in few

@@ -44,9 +44,10 @@ def looked_at(recipe: Recipe, count: int) -> Iterator[tuple[Any, Losses]]:
     task = build_task(recipe, sources, Path("no taught teacher"))
     batches = make_loader(recipe, manifest, pool, task, caches, World(0, 1, 0)).batches(0)
     for step, batch in enumerate(islice(batches, count)):
+        moment = Moment(step, 6, manifest.num_samples, recipe.train.global_batch)
         with torch.no_grad():
-            moment = Moment(step, 6, manifest.num_samples, recipe.train.global_batch)
-            yield batch, task(batch, moment)
+            losses = task(batch, moment)
+        yield batch, losses  # outside: two such generators in turns would restore each other's mode
     batches.close()
 
 
