@@ -4,8 +4,6 @@ A recipe with several teachers has one cache for each: the functions below take 
 teacher, as `single_teacher_recipes` gives them.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from data_tools.backgrounds import BackgroundPool
@@ -16,6 +14,7 @@ from data_tools.storage import ObjectStore
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.students import PATCH
+from dpal.base.teachers import teacher_name
 from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
 from dpal.targets import TargetDefinition
@@ -35,10 +34,7 @@ def teacher_names(recipe: Recipe) -> tuple[str, ...]:
     """
     if len(recipe.teachers) < 2:
         return ("teacher",) * len(recipe.teachers)
-    plain = [
-        getattr(teacher, "name", "") or Path(getattr(teacher, "weights", "")).stem or teacher.kind
-        for teacher in recipe.teachers
-    ]
+    plain = [teacher_name(teacher) for teacher in recipe.teachers]
     return tuple(
         f"teacher {name}"
         if plain.count(name) == 1

@@ -1,10 +1,10 @@
 """What is wrong, or soon will be, with a recipe at a planned size: one sentence each."""
 
 from dpal.base.recipe import Recipe
+from dpal.base.teachers import teacher_name
 from jobs.plan_model import GB, MB, num_nodes
 from jobs.plan_rates import Rates
 from jobs.plan_types import Plan, Workload
-from jobs.plan_workload import teacher_name
 
 SMALL, LARGE = 4e6, 2e9  # bytes of an object; below, requests cost more than bytes
 ADVISED = 256e6

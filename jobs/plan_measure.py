@@ -29,6 +29,7 @@ from dpal.base.errors import EXIT_BUG, DataError, DpalError
 from dpal.base.inputs import Storage
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
+from dpal.base.teachers import teacher_name
 from dpal.targets import decode_batch, encode_batch
 from jobs.cache_batches import Renderer
 from jobs.cache_plan import single_teacher_recipes
@@ -44,7 +45,7 @@ from jobs.plan_rates import (
     write_rates,
 )
 from jobs.plan_student import clock_of, repeated, training
-from jobs.plan_workload import is_remote, teacher_name
+from jobs.plan_workload import is_remote
 
 ENOUGH_S = 2.0  # a piece of work is repeated for so long, and three times at least
 STORE_BYTES, WRITTEN_BYTES = 256e6, 32e6

@@ -271,12 +271,11 @@ def _cached_pays(work: Workload, rates: Rates) -> bool:
 
 def _first(pays: Callable[[int], bool]) -> int | None:
     """The smallest count from 1 to MOST with which the cache pays; once it does, more pay too."""
-    high = 1
+    low, high = 0, 1
     while not pays(high):
-        high *= 2
-        if high > MOST:
+        if high == MOST:
             return None
-    low = high // 2
+        low, high = high, min(2 * high, MOST)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if pays(middle) else (middle, high)

@@ -6,7 +6,6 @@ Legend: M images of a shard, D teacher width, r components of a codec's rotation
 """
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 from data_tools.manifest import Manifest, manifest_of
@@ -17,7 +16,7 @@ from dpal.base.codec import parse_codec
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.recipe import Recipe
 from dpal.base.students import PATCH
-from dpal.base.teachers import TaughtTeacher, Teacher
+from dpal.base.teachers import TaughtTeacher, Teacher, teacher_name
 from dpal.record import Kind, RecordLayout
 from jobs.plan_rates import Rates
 from jobs.plan_types import Series, TeacherTargets, Workload
@@ -89,13 +88,6 @@ def num_patches(recipe: Recipe, kind: Kind) -> int:
     """Tokens of a target: the student's grid on the view; a composite is as wide as high."""
     rows, columns = recipe.student.height // PATCH, recipe.student.width // PATCH
     return rows * (columns if kind == "view" else rows)
-
-
-def teacher_name(teacher: Teacher) -> str:
-    """What a teacher is called: the network, or else the weights file, or else the kind."""
-    return (
-        getattr(teacher, "name", "") or Path(getattr(teacher, "weights", "")).stem or teacher.kind
-    )
 
 
 def _targets(recipe: Recipe, rates: Rates) -> tuple[TeacherTargets, ...]:

@@ -1,5 +1,6 @@
 """A tiny real world for tests: a few drawn persons, a small random ViT as teacher, a short run."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,13 @@ def fill_cache(recipe: Recipe) -> None:
     for ref in worker.manifest.shards:
         worker.cache_shard(ref)
     torch.set_num_threads(threads)
+
+
+def with_own_targets(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a copy of its complete cache, below `folder`."""
+    shutil.copytree(recipe.cache.url, folder / "targets")
+    cache = recipe.cache.model_copy(update={"url": str(folder / "targets")})
+    return recipe.model_copy(update={"cache": cache})
 
 
 def write_recipe(recipe: Recipe, path: Path) -> Path:

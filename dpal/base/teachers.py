@@ -1,5 +1,6 @@
 """The `teacher` section of a recipe: one class for every family of frozen teachers."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -148,3 +149,10 @@ Teacher = Annotated[
     | MobileSamTeacher,
     Field(discriminator="kind"),
 ]
+
+
+def teacher_name(teacher: Teacher) -> str:
+    """What a teacher is called: the network, or else the weights file, or else the kind."""
+    return (
+        getattr(teacher, "name", "") or Path(getattr(teacher, "weights", "")).stem or teacher.kind
+    )

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from jobs import build_shards, cache_features
 from jobs.cache_plan import cache_of, covariance_of, teacher_of
 from jobs.cache_worker import ShardWorker
 
-from tiny import fill_cache, tiny_recipe, tiny_values
+from tiny import fill_cache, tiny_recipe, tiny_values, with_own_targets
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +35,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture
 def recipe(cached: Recipe, tmp_path: Path) -> Recipe:
     """A recipe whose complete cache is a copy of its own."""
-    shutil.copytree(cached.cache.url, tmp_path / "targets")
-    cache = cached.cache.model_copy(update={"url": str(tmp_path / "targets")})
-    return cached.model_copy(update={"cache": cache})
+    return with_own_targets(cached, tmp_path)
 
 
 def phi_s(recipe: Recipe) -> Recipe:

@@ -13,7 +13,7 @@ from jobs.__main__ import main
 from jobs.cache_verify import run_verify, verify
 from jobs.cache_worker import ShardWorker
 
-from tiny import fill_cache, tiny_recipe
+from tiny import fill_cache, tiny_recipe, with_own_targets
 
 ALL = 120  # records: 40 images, two views and a composite
 
@@ -28,9 +28,7 @@ def cached(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture
 def recipe(cached: Recipe, tmp_path: Path) -> Recipe:
     """A recipe whose complete cache is a copy of its own."""
-    shutil.copytree(cached.cache.url, tmp_path / "targets")
-    cache = cached.cache.model_copy(update={"url": str(tmp_path / "targets")})
-    return cached.model_copy(update={"cache": cache})
+    return with_own_targets(cached, tmp_path)
 
 
 def swap(cache: TargetCache, worker: ShardWorker, series: str, row: int, other: int) -> str:

@@ -23,6 +23,7 @@ from dpal.base.errors import (
     DpalError,
 )
 from dpal.base.recipe import Recipe
+from dpal.base.teachers import teacher_name
 from dpal.record import Kind
 from jobs.cache_worker import ShardWorker
 from jobs.plan import plan
@@ -41,7 +42,7 @@ from jobs.plan_rates import (
     write_rates,
 )
 from jobs.plan_table import bytes_text, count_text, time_text
-from jobs.plan_workload import Size, num_patches, sharded_bytes, teacher_name, workload
+from jobs.plan_workload import Size, num_patches, sharded_bytes, workload
 
 from command import call
 from tiny import fill_cache, tiny_recipe, tiny_values, write_recipe
