@@ -31,7 +31,7 @@ from dpal.base.recipe import Recipe
 from dpal.record import damaged_rows, spec_numbers
 from dpal.targets import TargetHeader, decode_batch, encode_batch
 from dpal.views import ViewPlan
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 ROWS = 1024
 WIDTHS = (768, 120)

@@ -23,9 +23,9 @@ from timing import Timing, cpu_seconds, interleave, table
 from data_tools.feature_cache import series_of
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from jobs.cache_ray import _Crew
-from jobs.cache_session import open_session
-from jobs.cache_worker import ShardWorker
+from jobs.caching.ray_job import _Crew
+from jobs.caching.session import open_session
+from jobs.caching.worker import ShardWorker
 
 BAR = 0.90  # of the forward's rate
 

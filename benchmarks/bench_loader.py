@@ -26,7 +26,7 @@ from data_tools.storage import open_store
 from dpal.base.recipe import Recipe
 from dpal.batch import Batch
 from dpal.views import ViewPlan, render, render_composite
-from jobs.cache_plan import cache_of
+from jobs.caching.plan import cache_of
 
 HEIGHTS = (128, 256)
 BATCHES = 4  # one turn of a round

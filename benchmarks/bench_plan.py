@@ -26,11 +26,11 @@ from data_tools.feature_cache import open_cache_store
 from data_tools.manifest import manifest_of
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
-from jobs.cache_worker import ShardWorker
-from jobs.plan_measure import measure
-from jobs.plan_model import cache_phase, train_phase
-from jobs.plan_rates import Node, Rates, Start
-from jobs.plan_workload import Size, sharded_bytes, workload
+from jobs.caching.worker import ShardWorker
+from jobs.planning.measure import measure
+from jobs.planning.model import cache_phase, train_phase
+from jobs.planning.rates import Node, Rates, Start
+from jobs.planning.workload import Size, sharded_bytes, workload
 
 BYTES_OFF, SECONDS_OFF = 1.02, 1.5
 

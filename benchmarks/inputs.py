@@ -32,7 +32,7 @@ from dpal.record import Kind, spec_numbers
 from dpal.targets import TargetDefinition, TargetHeader, encode_batch
 from dpal.views import ViewPlan
 from jobs import build_shards
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 TEACHER = "vit_tiny_patch16_224"
 BATCH = 32

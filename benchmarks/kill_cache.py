@@ -31,7 +31,7 @@ from dpal.base.errors import EXIT_DONE, EXIT_RUN_AGAIN
 from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from jobs import build_shards
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 NAME = "vit_tiny_patch16_224"
 A_SHARD = 8  # images

@@ -24,7 +24,7 @@ from dpal.base.config import load_recipe
 from dpal.model.tokens import Tokens
 from dpal.objective import divergence, log_affinity
 from dpal.target_space import TargetSpace, target_space
-from jobs.cache_plan import single_teacher_recipes
+from jobs.caching.plan import single_teacher_recipes
 from jobs.codec_sample import Sample, draw_sample, through
 
 WORDS = ("fp16", "int8", "int4", "phis-int4")

@@ -103,7 +103,7 @@ def _stage(module: str) -> Handler:
 def _cache(arguments: argparse.Namespace) -> int:
     if arguments.verify is None or arguments.dry_run:
         return _stage("jobs.cache_features")(arguments)
-    from jobs.cache_verify import run_verify
+    from jobs.caching.verify import run_verify
 
     return run_verify(_recipe(arguments), arguments.verify)
 
@@ -213,12 +213,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     words = tuple(arguments.overrides)
     if arguments.measure:
         _require_alone(arguments)
-        from jobs.plan_measure import measure_file
+        from jobs.planning.measure import measure_file
 
         print(f"rates: {measure_file(arguments.recipe, words, Path(arguments.measure))}")
         return EXIT_DONE
     from jobs.plan import plan, write_json
-    from jobs.plan_workload import Size
+    from jobs.planning.workload import Size
 
     size = Size(arguments.images, arguments.students, arguments.epochs, arguments.devices)
     planned = plan(arguments.recipe, words, arguments.rates, size)

@@ -24,9 +24,9 @@ from dpal.base.errors import (
 )
 from dpal.base.progress import Progress
 from dpal.base.signals import StopSignal
-from jobs.grid import Plan, load_plan
-from jobs.grid_results import finished, gather, prepared
-from jobs.grid_table import console, write_table
+from jobs.grids.grid import Plan, load_plan
+from jobs.grids.results import finished, gather, prepared
+from jobs.grids.table import console, write_table
 from jobs.saved_recipe import credentials
 
 POLL_SECONDS = 0.2
@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
     Attributes:
         name: of the run, or `prepare`.
-        words: first arguments of `jobs.grid_worker`.
+        words: first arguments of `jobs.grids.worker`.
         log: file that receives all it prints.
     """
 
@@ -113,7 +113,7 @@ class Crew:
         program: what a worker runs.
     """
 
-    PROGRAM = (sys.executable, "-m", "jobs.grid_worker")
+    PROGRAM = (sys.executable, "-m", "jobs.grids.worker")
 
     def __init__(
         self,

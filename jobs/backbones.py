@@ -22,14 +22,14 @@ from dpal.checkpoint import Checkpoint, latest
 from dpal.model.student import FrozenStudent, Student, build_student
 from dpal.model.teacher import sha256_of, teacher_identity
 from dpal.model.tokens import FrozenBackbone
-from jobs.cache_plan import single_teacher_recipes, stride_of, teacher_names, teacher_of
+from jobs.caching.plan import single_teacher_recipes, stride_of, teacher_names, teacher_of
 
 
 class Candidate(NamedTuple):
     """A backbone that can be scored; nothing is loaded before `open` is called.
 
     Attributes:
-        name: `student`, `untrained`, or one of `jobs.cache_plan.teacher_names`.
+        name: `student`, `untrained`, or one of `jobs.caching.plan.teacher_names`.
         model_id: digest of the weights and of everything that decides how they are read.
         view_size: height and width of the pixels it is given.
         open: builds the backbone, once.

@@ -23,9 +23,9 @@ from dpal.base.telemetry import (
 )
 from dpal.model.relation_target import attention_projection
 from dpal.model.student import build_student
-from jobs.cache_plan import definition_of, is_calibrated, single_teacher_recipes
-from jobs.cache_ray import cache_shards
-from jobs.cache_worker import ShardWorker
+from jobs.caching.plan import definition_of, is_calibrated, single_teacher_recipes
+from jobs.caching.ray_job import cache_shards
+from jobs.caching.worker import ShardWorker
 from jobs.metrics import open_telemetry
 from jobs.stage import StageResult
 

@@ -27,7 +27,7 @@ from dpal.quantise import quantise
 from dpal.record import RecordLayout
 from dpal.target_source import Targets
 from dpal.targets import TargetHeader, stored_patches
-from jobs.cache_plan import single_teacher_recipes, teacher_names
+from jobs.caching.plan import single_teacher_recipes, teacher_names
 from jobs.codec_sample import Sample, draw_sample, through
 from jobs.publish import write_text
 

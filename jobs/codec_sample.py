@@ -27,7 +27,7 @@ from dpal.rotation import Rotation
 from dpal.target_source import OnlineTargets, Targets
 from dpal.targets import TargetDefinition, TargetHeader, decode_batch, encode_batch
 from dpal.task import Moment, Task
-from jobs.cache_plan import definition_of, teacher_of
+from jobs.caching.plan import definition_of, teacher_of
 from jobs.train import make_loader
 
 BATCH = 16

@@ -16,8 +16,8 @@ from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.task import Moment
 from dpal.trainer import Schedule
-from jobs.grid import DIAGNOSED
-from jobs.grid_results import read_diagnosis
+from jobs.grids.grid import DIAGNOSED
+from jobs.grids.results import read_diagnosis
 from jobs.learned import learned_manifest
 from jobs.publish import write_text
 from jobs.train import make_loader, target_sources

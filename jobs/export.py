@@ -21,7 +21,7 @@ from jobs.learned import learned_manifest
 from jobs.model_card import model_card
 from jobs.preview import sample_images
 from jobs.publish import new_folder, write_text
-from jobs.report_data import read_scores
+from jobs.reporting.data import read_scores
 from jobs.stage import StageResult
 
 VERSION = 3  # raise it whenever the same student would be exported otherwise

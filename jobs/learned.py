@@ -16,7 +16,7 @@ from data_tools.storage import LocalStore
 from dpal.base.errors import DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.cache_plan import definition_of, single_teacher_recipes
+from jobs.caching.plan import definition_of, single_teacher_recipes
 
 
 def learned_manifest(recipe: Recipe) -> Manifest:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dpal.base.recipe import Recipe
 from dpal.export import Parity
-from jobs.report_data import Score
+from jobs.reporting.data import Score
 from jobs.words import method_words, teachers_words
 
 _VIT_USE = """\

@@ -21,7 +21,7 @@ from data_tools.software import differences, software
 from dpal.base.errors import EXIT_DONE, ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.cache_plan import definition_of, single_teacher_recipes, teacher_names
+from jobs.caching.plan import definition_of, single_teacher_recipes, teacher_names
 from jobs.parity_measure import ParityMeter, TeacherParity, draw_places
 from jobs.publish import write_text
 

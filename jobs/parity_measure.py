@@ -36,7 +36,7 @@ from dpal.target_source import CachedTargets, OnlineTargets, Targets
 from dpal.targets import TargetHeader
 from dpal.task import Moment, Task
 from dpal.views import ViewPlan
-from jobs.cache_plan import covariance_of, teacher_of
+from jobs.caching.plan import covariance_of, teacher_of
 
 BATCH = 8  # samples of a forward
 A_SHARD = 2  # samples of one shard: so many are read, or fetched, that they tell of the whole cache

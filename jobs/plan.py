@@ -8,12 +8,12 @@ from typing import Any
 
 from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError, StorageError
-from jobs.plan_advice import advice
-from jobs.plan_model import reckon
-from jobs.plan_rates import Rates, read_rates, split_words
-from jobs.plan_table import plan_text
-from jobs.plan_types import Plan, Workload
-from jobs.plan_workload import Size, workload
+from jobs.planning.advice import advice
+from jobs.planning.model import reckon
+from jobs.planning.rates import Rates, read_rates, split_words
+from jobs.planning.table import plan_text
+from jobs.planning.types import Plan, Workload
+from jobs.planning.workload import Size, workload
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from dpal.saip.views import SaipPlan
 from dpal.targets import TargetHeader
 from dpal.views import ViewPlan
 from jobs.backbones import last_checkpoint, student_of
-from jobs.cache_plan import definition_of, teacher_of
-from jobs.preview_index import Preview, PreviewIndex, read_previews, write_index
-from jobs.preview_pictures import (
+from jobs.caching.plan import definition_of, teacher_of
+from jobs.previews.index import Preview, PreviewIndex, read_previews, write_index
+from jobs.previews.pictures import (
     Drawn,
     Sample,
     draw_composites,
@@ -38,7 +38,7 @@ from jobs.preview_pictures import (
     make_sample,
     tokens_of,
 )
-from jobs.preview_saip import draw_saip
+from jobs.previews.saip import draw_saip
 from jobs.publish import new_folder
 from jobs.stage import StageResult
 

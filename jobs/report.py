@@ -8,8 +8,8 @@ from pathlib import Path
 from dpal.base.errors import DpalError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.report_data import gather
-from jobs.report_page import DIGEST_META, page
+from jobs.reporting.data import gather
+from jobs.reporting.page import DIGEST_META, page
 from jobs.stage import StageResult
 
 

@@ -42,7 +42,7 @@ from dpal.task import Task
 from dpal.trainer import EventLog, Schedule, Trainer
 from dpal.views import ViewPlan
 from jobs.cache_features import calibrate
-from jobs.cache_plan import cache_of, covariance_of, single_teacher_recipes, teacher_of
+from jobs.caching.plan import cache_of, covariance_of, single_teacher_recipes, teacher_of
 from jobs.learned import learned_line, learned_manifest
 from jobs.metrics import open_telemetry
 from jobs.parity import require_parity

@@ -18,7 +18,7 @@ from data_tools.unused import CacheFolder, cache_folders, delete_cache
 from dpal.base.config import load_recipe
 from dpal.base.errors import EXIT_DONE, ConfigError, DataError
 from dpal.base.recipe import Recipe
-from jobs.cache_plan import definition_of, single_teacher_recipes
+from jobs.caching.plan import definition_of, single_teacher_recipes
 
 
 def run_unused(

@@ -13,7 +13,7 @@ from dpal.base.config import resolve_recipe
 from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from jobs import build_shards
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 TEACHER = "vit_tiny_patch16_224"
 NUM_IMAGES = 40

@@ -18,7 +18,7 @@ from cluster.ranks import free_port
 from data_tools.storage import LocalStore
 from dpal.base.errors import ConfigError, StorageError
 from jobs import submit
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 from tiny import tiny_recipe
 

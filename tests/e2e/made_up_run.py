@@ -11,7 +11,7 @@ from dpal.base.config import resolve_recipe
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.visualize import feature_maps, heat_overlay, mosaic
-from jobs.preview_index import Preview, PreviewIndex, write_index
+from jobs.previews.index import Preview, PreviewIndex, write_index
 
 PERSONS, GRID, SIZE = 8, (16, 8), (256, 128)
 

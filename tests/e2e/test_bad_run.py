@@ -23,7 +23,7 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.engine import EngineState
 from jobs import cache_features, train
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 from command import call, checked, files, spawn
 from tiny import fill_cache, tiny_recipe, write_recipe, write_teacher

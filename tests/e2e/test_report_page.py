@@ -13,8 +13,8 @@ import pytest
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs import report
-from jobs.report_data import gather, read_history
-from jobs.report_page import page
+from jobs.reporting.data import gather, read_history
+from jobs.reporting.page import page
 
 from made_up_run import made_up_recipe, write_run
 

@@ -23,7 +23,7 @@ from dpal.base.config import resolve_recipe
 from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from jobs import build_shards, cache_features
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 NAME = "vit_tiny_patch16_224"
 NUM_IMAGES, PER_SHARD = 72, 12  # six shards of about a second each

@@ -10,7 +10,7 @@ import pytest
 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 
 from tiny import fill_cache, tiny_recipe, write_recipe
 

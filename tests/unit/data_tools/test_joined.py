@@ -23,7 +23,7 @@ from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
 from dpal.record import stored_spec
 from dpal.views import ViewPlan
-from jobs.cache_plan import cache_of
+from jobs.caching.plan import cache_of
 
 from tiny import fill_cache, tiny_recipe
 

@@ -375,7 +375,7 @@ def test_a_missing_shard_stops_the_run_and_is_named(recipe: Recipe) -> None:
 
 
 def test_a_target_cache_of_other_images_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    from jobs.cache_plan import cache_of
+    from jobs.caching.plan import cache_of
 
     from tiny import fill_cache
 

@@ -23,10 +23,11 @@ from dpal.base.errors import EXIT_DATA, EXIT_DONE, EXIT_STORAGE, ConfigError, Dp
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from dpal.model.student import SHAPES, Shape
-from jobs import ablate, build_shards, cache_features, grid_worker, teach
+from jobs import ablate, build_shards, cache_features, teach
 from jobs.ablate import Crew, Work
-from jobs.grid import Plan, load_plan
-from jobs.grid_results import Measure, finished, gather, prepared, training_cost
+from jobs.grids import worker as grid_worker
+from jobs.grids.grid import Plan, load_plan
+from jobs.grids.results import Measure, finished, gather, prepared, training_cost
 from jobs.pictures import pictures
 from jobs.stage import StageResult
 

@@ -14,8 +14,8 @@ from dpal.base.methods import Mse
 from dpal.base.recipe import Recipe
 from dpal.model import teacher as teachers
 from jobs import cache_features
-from jobs.cache_plan import definition_of
-from jobs.cache_worker import ShardWorker
+from jobs.caching.plan import definition_of
+from jobs.caching.worker import ShardWorker
 
 from tiny import fill_cache, tiny_recipe, write_persons
 

@@ -19,8 +19,8 @@ from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 from dpal.views import render
 from jobs import build_shards, cache_features
-from jobs.cache_plan import cache_of, covariance_of, teacher_of
-from jobs.cache_worker import ShardWorker
+from jobs.caching.plan import cache_of, covariance_of, teacher_of
+from jobs.caching.worker import ShardWorker
 
 from tiny import fill_cache, tiny_recipe, tiny_values, with_own_targets
 

@@ -6,7 +6,7 @@ import torch
 
 from dpal.base.errors import ConfigError, DataError
 from dpal.model.tokens import Tokens
-from jobs.cache_forward import HalvingForward, is_out_of_memory
+from jobs.caching.forward import HalvingForward, is_out_of_memory
 
 
 class Device:

@@ -16,10 +16,10 @@ from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError, StopRequested
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from jobs import cache_session
-from jobs.cache_ray import Answer, _Crew
-from jobs.cache_schedule import RETRIES
-from jobs.cache_session import Session
+from jobs.caching import session as cache_session
+from jobs.caching.ray_job import Answer, _Crew
+from jobs.caching.schedule import RETRIES
+from jobs.caching.session import Session
 
 Behave = Callable[[int, str], Exception | int]
 
@@ -255,7 +255,7 @@ def test_a_cluster_token_that_is_not_there_is_told_in_one_sentence(tmp_path: Pat
     code = (
         "from types import SimpleNamespace as Plain\n"
         "from dpal.base.errors import ConfigError\n"
-        "from jobs.cache_session import open_session\n"
+        "from jobs.caching.session import open_session\n"
         "try:\n"
         "    with open_session(Plain(cache=Plain(ray_address='127.0.0.1:9'))):\n"
         "        pass\n"

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from dpal.base.errors import DataError
-from jobs.cache_schedule import DEPTH, LEAST_S, RETRIES, SLOW, Schedule
+from jobs.caching.schedule import DEPTH, LEAST_S, RETRIES, SLOW, Schedule
 
 
 class Clock:

@@ -10,8 +10,8 @@ from data_tools.target_tar import TargetTarBuilder
 from dpal.base.errors import EXIT_DATA, EXIT_DONE, ConfigError, DataError
 from dpal.base.recipe import Recipe
 from jobs.__main__ import main
-from jobs.cache_verify import run_verify, verify
-from jobs.cache_worker import ShardWorker
+from jobs.caching.verify import run_verify, verify
+from jobs.caching.worker import ShardWorker
 
 from tiny import fill_cache, tiny_recipe, with_own_targets
 

@@ -24,11 +24,12 @@ from dpal.model.tokens import Tokens
 from dpal.record import spec_of
 from dpal.targets import decode_batch
 from dpal.views import render, render_composite
-from jobs import build_shards, cache_features, cache_worker
-from jobs.cache_forward import HalvingForward
-from jobs.cache_plan import cache_of, definition_of, teacher_of
-from jobs.cache_session import absolute
-from jobs.cache_worker import ShardWorker
+from jobs import build_shards, cache_features
+from jobs.caching import worker as cache_worker
+from jobs.caching.forward import HalvingForward
+from jobs.caching.plan import cache_of, definition_of, teacher_of
+from jobs.caching.session import absolute
+from jobs.caching.worker import ShardWorker
 
 NAME = "vit_tiny_patch16_224"
 
@@ -239,7 +240,7 @@ def test_an_image_that_does_not_decode_names_shard_and_sample(
     def refuse_the_fifth(data: bytes, max_pixels: int) -> np.ndarray:
         return decode_rgb(data[:200] if data == fifth else data, max_pixels)
 
-    monkeypatch.setattr("jobs.cache_batches.decode_rgb", refuse_the_fifth)
+    monkeypatch.setattr("jobs.caching.batches.decode_rgb", refuse_the_fifth)
     with pytest.raises(DataError, match=f"shard '{ref.name}', sample '{shard.keys[4]}'"):
         worker.cache_shard(ref)
     assert worker.cache.finished() == set()

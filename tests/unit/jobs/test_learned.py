@@ -18,8 +18,8 @@ from dpal.base.recipe import Recipe
 from dpal.engine import World
 from dpal.method.build import build_task
 from jobs import build_shards
-from jobs.cache_plan import single_teacher_recipes
-from jobs.cache_worker import ShardWorker
+from jobs.caching.plan import single_teacher_recipes
+from jobs.caching.worker import ShardWorker
 from jobs.learned import learned_line, learned_manifest
 from jobs.train import make_loader, science_of, target_sources
 

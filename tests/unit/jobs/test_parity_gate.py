@@ -23,7 +23,7 @@ from dpal.base.recipe import Recipe
 from dpal.record import RecordLayout
 from dpal.views import Box, ViewPlan, ViewSpec
 from jobs import build_shards, parity, parity_measure
-from jobs.cache_plan import definition_of, single_teacher_recipes
+from jobs.caching.plan import definition_of, single_teacher_recipes
 from jobs.parity import require_parity, run_parity
 from jobs.parity_measure import draw_places
 

@@ -25,11 +25,11 @@ from dpal.base.errors import (
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import teacher_name
 from dpal.record import Kind
-from jobs.cache_worker import ShardWorker
+from jobs.caching.worker import ShardWorker
 from jobs.plan import plan
-from jobs.plan_measure import _student, measure
-from jobs.plan_miniature import Miniature
-from jobs.plan_rates import (
+from jobs.planning.measure import _student, measure
+from jobs.planning.miniature import Miniature
+from jobs.planning.rates import (
     Loading,
     Node,
     Origin,
@@ -41,8 +41,8 @@ from jobs.plan_rates import (
     split_words,
     write_rates,
 )
-from jobs.plan_table import bytes_text, count_text, time_text
-from jobs.plan_workload import Size, num_patches, sharded_bytes, workload
+from jobs.planning.table import bytes_text, count_text, time_text
+from jobs.planning.workload import Size, num_patches, sharded_bytes, workload
 
 from command import call
 from tiny import fill_cache, tiny_recipe, tiny_values, write_recipe
@@ -350,8 +350,8 @@ def test_numbers_are_written_for_people(text: str, wanted: str) -> None:
 def test_a_measurement_is_of_this_machine_and_leaves_the_run_alone(
     sharded: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.plan_measure.ENOUGH_S", 0.1)
-    monkeypatch.setattr("jobs.plan_miniature.CPU_IMAGES", 8)
+    monkeypatch.setattr("jobs.planning.measure.ENOUGH_S", 0.1)
+    monkeypatch.setattr("jobs.planning.miniature.CPU_IMAGES", 8)
     recipe = sharded
     before = {path: path.stat().st_mtime_ns for path in Path(recipe.output).rglob("*")}
     place = tmp_path / "measured"

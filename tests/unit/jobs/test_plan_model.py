@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.order import Order
-from jobs.plan_model import (
+from jobs.planning.model import (
     cache_phase,
     fetched_bytes,
     hit_share,
@@ -23,8 +23,8 @@ from jobs.plan_model import (
     reckon,
     train_phase,
 )
-from jobs.plan_rates import Loading, Node, Origin, Prices, Rates, Start, Store, TeacherRate
-from jobs.plan_types import Phase, Series, TeacherTargets, Workload
+from jobs.planning.rates import Loading, Node, Origin, Prices, Rates, Start, Store, TeacherRate
+from jobs.planning.types import Phase, Series, TeacherTargets, Workload
 
 ORIGIN = Origin(
     **dict.fromkeys(("date", "machine", "device", "recipe", "views", "student", "method"), "x"),

@@ -20,7 +20,7 @@ from dpal.model.decoder import DynamicPatternDecoder
 from dpal.model.student import build_student
 from jobs import build_shards, export, preview
 from jobs.model_card import model_card
-from jobs.preview_index import read_previews
+from jobs.previews.index import read_previews
 
 from tiny import fill_cache, tiny_recipe, tiny_values
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from jobs.report_chart import HEIGHT, MAX_POINTS, WIDTH, Series, line_chart, short, split_bar
+from jobs.reporting.chart import HEIGHT, MAX_POINTS, WIDTH, Series, line_chart, short, split_bar
 
 
 def _points(chart: str) -> list[tuple[float, float]]:

@@ -16,9 +16,9 @@ from dpal.method.proteus import ProteusTask
 from dpal.method.saip import SaipTask
 from dpal.method.tinymim import TinyMimTask
 from jobs.model_card import model_card
-from jobs.report_data import gather
-from jobs.report_page import page
-from jobs.report_training import TERM_NOTES
+from jobs.reporting.data import gather
+from jobs.reporting.page import page
+from jobs.reporting.training import TERM_NOTES
 from jobs.words import teacher_words
 
 from made_task import TEACHER, made_recipe

@@ -13,9 +13,9 @@ from dpal.base.recipe import Recipe
 from jobs import backbones, build_shards, cache_features, teach
 from jobs.__main__ import main
 from jobs.audit import run_audit
-from jobs.cache_plan import single_teacher_recipes, teacher_names
-from jobs.cache_worker import ShardWorker
-from jobs.report_data import read_scores
+from jobs.caching.plan import single_teacher_recipes, teacher_names
+from jobs.caching.worker import ShardWorker
+from jobs.reporting.data import read_scores
 from jobs.run import _needed
 from jobs.saved_recipe import save_recipe
 from jobs.scores import Row, table

@@ -21,8 +21,8 @@ from dpal.base.recipe import Recipe
 from dpal.chance import generator
 from dpal.parity import bounds_of, compare
 from dpal.targets import encode_batch
-from jobs.cache_plan import single_teacher_recipes, teacher_names
-from jobs.cache_worker import ShardWorker
+from jobs.caching.plan import single_teacher_recipes, teacher_names
+from jobs.caching.worker import ShardWorker
 
 SHOWN = 20  # differing records that are listed
 

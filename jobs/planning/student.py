@@ -1,6 +1,6 @@
 """How fast a student trains: a process of its own, as the engine changes the one it runs in.
 
-    python -m jobs.plan_student RECIPE THREADS SECONDS     prints one line of JSON
+    python -m jobs.planning.student RECIPE THREADS SECONDS     prints one line of JSON
 
 The recipe's shards and targets are there; steps are taken on one batch, which is ready.
 """

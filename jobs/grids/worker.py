@@ -1,7 +1,7 @@
 """What the processes of `dpal ablate` do: prepare what runs share, or do one run.
 
-    python -m jobs.grid_worker prepare GRID [key=value ...]
-    python -m jobs.grid_worker run NUMBER GRID [key=value ...]
+    python -m jobs.grids.worker prepare GRID [key=value ...]
+    python -m jobs.grids.worker run NUMBER GRID [key=value ...]
 
 Each answers with the exit codes of the `dpal` command.
 """
@@ -16,8 +16,8 @@ from typing import Any
 from dpal.base.errors import EXIT_DONE, DpalError, StorageError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.grid import GridRun, Plan, distinct_teachers, largest_views, load_plan
-from jobs.grid_results import TEACHERS, grid_identity, result_identity
+from jobs.grids.grid import GridRun, Plan, distinct_teachers, largest_views, load_plan
+from jobs.grids.results import TEACHERS, grid_identity, result_identity
 from jobs.publish import write_text
 from jobs.saved_recipe import save_recipe
 

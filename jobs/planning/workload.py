@@ -18,8 +18,8 @@ from dpal.base.recipe import Recipe
 from dpal.base.students import PATCH
 from dpal.base.teachers import TaughtTeacher, Teacher, teacher_name
 from dpal.record import Kind, RecordLayout
-from jobs.plan_rates import Rates
-from jobs.plan_types import Series, TeacherTargets, Workload
+from jobs.planning.rates import Rates
+from jobs.planning.types import Series, TeacherTargets, Workload
 
 _RECORD = 10_240  # a tar that is written as a stream ends at a multiple of it
 _FLOAT_TEXT = 25  # bytes of a number in the header's JSON, with its line end

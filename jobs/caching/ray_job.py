@@ -12,8 +12,8 @@ from data_tools.manifest import ShardRef
 from dpal.base.errors import DataError, DpalError, StopRequested
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from jobs.cache_schedule import DEPTH, RETRIES, Schedule
-from jobs.cache_session import Session, absolute, open_session
+from jobs.caching.schedule import DEPTH, RETRIES, Schedule
+from jobs.caching.session import Session, absolute, open_session
 
 DIED = (
     f"ended its teacher actor {RETRIES + 1} times; give it more memory, or lower "
@@ -45,7 +45,7 @@ class TeacherActor:
 
     def prepare(self) -> None:
         """Load the teacher and publish the header where there is none."""
-        from jobs.cache_worker import LOG, ShardWorker  # torch is imported in the actor only
+        from jobs.caching.worker import LOG, ShardWorker  # torch is imported in the actor only
 
         LOG.addHandler(logging.StreamHandler(sys.stdout))  # Ray's log of this actor
         LOG.setLevel(logging.INFO)

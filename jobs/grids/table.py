@@ -3,8 +3,8 @@
 import json
 from collections.abc import Sequence
 
-from jobs.grid import Plan
-from jobs.grid_results import DIAGNOSTICS, ArmResult, Measure
+from jobs.grids.grid import Plan
+from jobs.grids.results import DIAGNOSTICS, ArmResult, Measure
 from jobs.publish import write_text
 
 CLASS = "IoU "  # metrics of single classes go into a table of their own

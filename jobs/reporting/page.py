@@ -7,9 +7,9 @@ from importlib.resources import files
 
 from PIL import Image
 
-from jobs.report_data import ReportInputs, Score
-from jobs.report_numbers import number_of, tiles
-from jobs.report_training import training_section
+from jobs.reporting.data import ReportInputs, Score
+from jobs.reporting.numbers import number_of, tiles
+from jobs.reporting.training import training_section
 from jobs.words import method_words, teachers_words
 
 SECURITY = (

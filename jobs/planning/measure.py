@@ -31,11 +31,11 @@ from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import teacher_name
 from dpal.targets import decode_batch, encode_batch
-from jobs.cache_batches import Renderer
-from jobs.cache_plan import single_teacher_recipes
-from jobs.cache_worker import ShardWorker
-from jobs.plan_miniature import Miniature, make_miniature, origin_of
-from jobs.plan_rates import (
+from jobs.caching.batches import Renderer
+from jobs.caching.plan import single_teacher_recipes
+from jobs.caching.worker import ShardWorker
+from jobs.planning.miniature import Miniature, make_miniature, origin_of
+from jobs.planning.rates import (
     Loading,
     Node,
     Rates,
@@ -44,8 +44,8 @@ from jobs.plan_rates import (
     TeacherRate,
     write_rates,
 )
-from jobs.plan_student import clock_of, repeated, training
-from jobs.plan_workload import is_remote
+from jobs.planning.student import clock_of, repeated, training
+from jobs.planning.workload import is_remote
 
 ENOUGH_S = 2.0  # a piece of work is repeated for so long, and three times at least
 STORE_BYTES, WRITTEN_BYTES = 256e6, 32e6
@@ -137,7 +137,7 @@ def _student(mini: Miniature) -> tuple[float, float]:
     path.write_text(mini.recipe.to_yaml())
     threads = str(mini.student_threads)
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.plan_student", str(path), threads, str(ENOUGH_S)],
+        [sys.executable, "-m", "jobs.planning.student", str(path), threads, str(ENOUGH_S)],
         env={**os.environ, "OMP_NUM_THREADS": threads},
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ from dpal.base.recipe import Recipe
 from dpal.base.teachers import TaughtTeacher
 from dpal.model.taught import arch_of, build_taught
 from jobs.build_shards import build_shards
-from jobs.plan_rates import Origin
+from jobs.planning.rates import Origin
 
 CPU_IMAGES, GPU_IMAGES = 32, 256
 

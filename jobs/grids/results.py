@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from data_tools.labelled import labels_digest
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.grid import Arm, GridRun, Plan, largest_views
+from jobs.grids.grid import Arm, GridRun, Plan, largest_views
 
 TEACHERS = "teachers.json"  # in the grid's folder
 DIAGNOSTICS = "diagnostics"

@@ -38,9 +38,9 @@ from dpal.model.tokens import Tokens
 from dpal.pixels import noisy_pixels
 from dpal.targets import encode_batch
 from dpal.views import ViewPlan
-from jobs.cache_batches import Renderer, Seen
-from jobs.cache_forward import HalvingForward
-from jobs.cache_plan import definition_of, is_calibrated, teacher_of
+from jobs.caching.batches import Renderer, Seen
+from jobs.caching.forward import HalvingForward
+from jobs.caching.plan import definition_of, is_calibrated, teacher_of
 
 LOG = logging.getLogger("dpal.cache")  # silent unless an actor opens it
 UNWRITTEN = 2  # batches whose records are made while the teacher works on the next

@@ -4,7 +4,7 @@ import math
 from html import escape
 from statistics import median
 
-from jobs.report_data import ReportInputs, Score
+from jobs.reporting.data import ReportInputs, Score
 
 HEADLINES = {"reid": ("map", "re-ID mAP"), "parsing": ("miou", "parsing mIoU")}
 

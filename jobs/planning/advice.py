@@ -2,9 +2,9 @@
 
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import teacher_name
-from jobs.plan_model import GB, MB, num_nodes
-from jobs.plan_rates import Rates
-from jobs.plan_types import Plan, Workload
+from jobs.planning.model import GB, MB, num_nodes
+from jobs.planning.rates import Rates
+from jobs.planning.types import Plan, Workload
 
 SMALL, LARGE = 4e6, 2e9  # bytes of an object; below, requests cost more than bytes
 ADVISED = 256e6

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from jobs.plan_rates import Prices, Rates
-from jobs.plan_types import Cost, Limit, Phase, Plan, Workload
+from jobs.planning.rates import Prices, Rates
+from jobs.planning.types import Cost, Limit, Phase, Plan, Workload
 
 GB = 1e9
 HOUR = 3600.0

@@ -2,8 +2,8 @@
 
 import math
 
-from jobs.report_chart import Series, line_chart, split_bar
-from jobs.report_data import PATTERNS, History, ReportInputs
+from jobs.reporting.chart import Series, line_chart, split_bar
+from jobs.reporting.data import PATTERNS, History, ReportInputs
 from jobs.words import teachers_words
 
 TERM_NOTES = {

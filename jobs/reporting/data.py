@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from jobs.preview_index import Preview, read_previews
+from jobs.previews.index import Preview, read_previews
 
 PATTERNS = ("identity", "shape", "relation")
 ROUTING_ROWS = 10  # logged steps that the router table is the mean of

@@ -8,7 +8,7 @@ from PIL import Image
 from dpal.saip.views import SaipPixels, SaipPlan, render_saip
 from dpal.views import PERSON_ALPHA
 from dpal.visualize import Picture, mosaic
-from jobs.preview_pictures import Drawn, centred
+from jobs.previews.pictures import Drawn, centred
 
 
 def draw_saip(

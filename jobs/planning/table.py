@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from jobs.plan_model import HOUR
-from jobs.plan_rates import Rates
-from jobs.plan_types import Phase, Plan, Workload
+from jobs.planning.model import HOUR
+from jobs.planning.rates import Rates
+from jobs.planning.types import Phase, Plan, Workload
 
 _LABEL, _COLUMN = 30, 16
 

@@ -1,0 +1,1 @@
+"""What `dpal cache` does: shards through a frozen teacher, on Ray."""

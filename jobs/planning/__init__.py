@@ -1,0 +1,1 @@
+"""What `dpal plan` does: rates, a workload, and the arithmetic between them."""

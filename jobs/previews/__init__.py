@@ -1,0 +1,1 @@
+"""What `dpal preview` draws."""

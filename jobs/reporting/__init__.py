@@ -1,0 +1,1 @@
+"""What `dpal report` does: the parts of a run's page."""
