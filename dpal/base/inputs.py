@@ -176,7 +176,11 @@ class Views(Section):
 
     height: int = Field(256, ge=PATCH * 2, description="height of the base view, in pixels")
     width: int = Field(128, ge=PATCH, description="width of the base view, in pixels")
-    count: int = Field(2, ge=1, description="pinned base views per image (K)")
+    count: int = Field(
+        4,
+        ge=1,
+        description="pinned base views per image (K): two of a geometry, plain and flipped",
+    )
     composites: int = Field(
         1, ge=0, description="pinned composites per image (K'); 0 for methods that use none"
     )
