@@ -30,7 +30,7 @@ from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.record import damaged_rows, spec_numbers
 from dpal.targets import TargetHeader, decode_batch, encode_batch
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.caching.worker import ShardWorker
 
 ROWS = 1024

@@ -4,7 +4,7 @@
     python benchmarks/bench_decode.py --images FOLDER       # JPEGs and boxes.csv, as data.scenes
 
 Boxes are cut out and then resized (bicubic); only in the first row of a table of scenes is the
-resize given the whole scene and the box, as `dpal.views.render` does. `decode_region` is checked to
+resize given the whole scene and the box, as `render` does. `decode_region` is checked to
 give the pixels of the second row; where a table says "other pixels", they are not these.
 The ratio is to the first row of a table, within a round.
 """
@@ -24,7 +24,8 @@ from timing import interleave, table
 from data_tools.decode import decode_rgb
 from data_tools.jpeg_region import is_available
 from data_tools.regions import decode_region
-from dpal.views import Box, ViewSpec, render
+from dpal.views.render import render
+from dpal.views.specs import Box, ViewSpec
 
 HEIGHT, WIDTH = 256, 128
 BICUBIC = Image.Resampling.BICUBIC

@@ -25,7 +25,8 @@ from data_tools.shard import read_shard
 from data_tools.storage import open_store
 from dpal.base.recipe import Recipe
 from dpal.batch import Batch
-from dpal.views import ViewPlan, render, render_composite
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render, render_composite
 from jobs.caching.plan import cache_of
 
 HEIGHTS = (128, 256)

@@ -27,7 +27,7 @@ from data_tools.storage import open_store
 from dpal.base.recipe import Recipe
 from dpal.batch import Pairs, Pictures, RawBatch, TrainBatch
 from dpal.device_render import DeviceRenderer
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 
 Work = dict[str, Callable[[], object]]
 # Height of the images, height of the base view.

@@ -30,7 +30,7 @@ from dpal.calibration import fit_header
 from dpal.model.timm_import import timm
 from dpal.record import Kind, spec_numbers
 from dpal.targets import TargetDefinition, TargetHeader, encode_batch
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs import build_shards
 from jobs.caching.worker import ShardWorker
 

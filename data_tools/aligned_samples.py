@@ -8,7 +8,8 @@ from data_tools.joined import JoinedRows, JoinedSamples
 from data_tools.sample import Sample
 from dpal.batch import TrainBatch
 from dpal.record import Spec
-from dpal.views import ViewSpec, render
+from dpal.views.render import render
+from dpal.views.specs import ViewSpec
 
 
 class AlignedSamples(JoinedSamples):

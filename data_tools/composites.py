@@ -12,15 +12,10 @@ import numpy as np
 from data_tools.backgrounds import BackgroundPool
 from dpal.base.errors import DataError
 from dpal.record import Spec
-from dpal.views import (
-    CompositeSpec,
-    Partner,
-    SceneSpec,
-    ViewPlan,
-    boxes_in_view,
-    render,
-    render_composite,
-)
+from dpal.views.boxes import boxes_in_view
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render, render_composite
+from dpal.views.specs import CompositeSpec, Partner, SceneSpec
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

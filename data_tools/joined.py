@@ -20,7 +20,9 @@ from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
 from dpal.batch import Boxes, Needs, Records
 from dpal.record import Kind, Spec, stored_spec
-from dpal.views import BLUR_PROBABILITY, Photometric, ViewPlan, ViewSpec
+from dpal.views.boxes import region_in_view
+from dpal.views.plan import BLUR_PROBABILITY, ViewPlan
+from dpal.views.specs import Photometric, ViewSpec
 
 _Key = tuple[int, str, int]  # teacher, series, shard
 

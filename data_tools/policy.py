@@ -23,7 +23,7 @@ from data_tools.regions import decode_region
 from data_tools.source import Corners, Item
 from dpal.base.errors import DataError
 from dpal.base.inputs import Data
-from dpal.views import Box
+from dpal.views.specs import Box
 
 POLICY_VERSION = 1  # raise it whenever the same file would be judged otherwise
 KEY_DIGITS = 32

@@ -13,7 +13,7 @@ from data_tools.joined import JoinedRows, JoinedSamples
 from data_tools.sample import Pixels, Sample
 from dpal.batch import Pairs, Pictures, RawBatch
 from dpal.record import Spec
-from dpal.views import ViewSpec
+from dpal.views.specs import ViewSpec
 
 
 class RawSamples(JoinedSamples):

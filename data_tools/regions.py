@@ -12,7 +12,7 @@ from data_tools.image_header import SWAPPED, ImageHeader, read_header, require_s
 from data_tools.jpeg_region import StoredBox, decode_part
 from dpal.base.errors import DataError
 from dpal.base.telemetry import Telemetry
-from dpal.views import Box
+from dpal.views.specs import Box
 
 # Chroma is interpolated from the neighbours of a sample, so a box is decoded with a rim of them;
 # where the rim ends, the decoder knows no neighbour and repeats the last sample.

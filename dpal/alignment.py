@@ -20,7 +20,7 @@ from dpal.target_source import Targets, TargetSource
 from dpal.target_space import target_space
 from dpal.targets import TargetHeader
 from dpal.task import Losses, Moment, Task
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 
 
 class Alignment(NamedTuple):

@@ -10,7 +10,8 @@ from torch import Tensor
 from dpal.batch import Pairs, Pictures, RawBatch, TrainBatch
 from dpal.pass_order import pass_order
 from dpal.resample import DevicePictures, PassOrder, render_boxes, upload
-from dpal.views import PERSON_ALPHA, ViewPlan
+from dpal.views.plan import ViewPlan
+from dpal.views.render import PERSON_ALPHA
 
 
 class DeviceRenderer:

@@ -11,7 +11,8 @@ import torch
 from dpal.base.errors import ConfigError
 from dpal.batch import Pictures
 from dpal.resample import PassOrder, render_boxes, upload
-from dpal.views import Box, ViewSpec, render
+from dpal.views.render import render
+from dpal.views.specs import Box, ViewSpec
 
 _ASKED = (8, 8)
 # Heights and widths of pictures, two of them at least for every condition below.

@@ -18,7 +18,7 @@ import numpy as np
 from dpal.base.codec import Storage, parse_codec
 from dpal.base.errors import DataError
 from dpal.quantise import code_bytes, num_groups
-from dpal.views import Box, CompositeSpec, SceneSpec, ViewSpec
+from dpal.views.specs import Box, CompositeSpec, SceneSpec, ViewSpec
 
 Kind = Literal["view", "composite"]
 Spec = ViewSpec | CompositeSpec | SceneSpec

@@ -82,7 +82,7 @@ def upload(pictures: Pictures, device: torch.device) -> DevicePictures:
 def render_boxes(
     pictures: DevicePictures, numbers: np.ndarray, size: tuple[int, int], order: PassOrder
 ) -> Tensor:
-    """What `dpal.views.render` gives, uint8 [n, h, w, 3].
+    """What `dpal.views.render.render` gives, uint8 [n, h, w, 3].
 
     Args:
         numbers: int [n, 6]: index of the picture, top, left, height and width of the box, flip.

@@ -15,7 +15,8 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.export import ONNX, WEIGHTS, Parity, check_onnx, check_timm, write_onnx, write_timm
 from dpal.model.student import Student
-from dpal.views import ViewPlan, render
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render
 from jobs.backbones import last_checkpoint, student_of
 from jobs.learned import learned_manifest
 from jobs.model_card import model_card

@@ -35,7 +35,7 @@ from dpal.record import Kind
 from dpal.target_source import CachedTargets, OnlineTargets, Targets
 from dpal.targets import TargetHeader
 from dpal.task import Moment, Task
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.caching.plan import covariance_of, teacher_of
 
 BATCH = 8  # samples of a forward

@@ -22,7 +22,7 @@ from dpal.model.student import FrozenStudent
 from dpal.model.tokens import Tokens
 from dpal.saip.views import SaipPlan
 from dpal.targets import TargetHeader
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.backbones import last_checkpoint, student_of
 from jobs.caching.plan import definition_of, teacher_of
 from jobs.previews.index import Preview, PreviewIndex, read_previews, write_index

@@ -20,7 +20,9 @@ from data_tools.synthetic import ATTRIBUTES
 from dpal.base.errors import DataError
 from dpal.base.inputs import Views
 from dpal.model.taught import LABEL_STRIDE, Labels
-from dpal.views import ViewPlan, ViewSpec, render
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render
+from dpal.views.specs import ViewSpec
 
 VIEWS_PER_IDENTITY = 4
 

@@ -40,7 +40,7 @@ from dpal.saip.views import SaipPlan
 from dpal.target_source import CachedTargets, OnlineTargets, TargetSource
 from dpal.task import Task
 from dpal.trainer import EventLog, Schedule, Trainer
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.cache_features import calibrate
 from jobs.caching.plan import cache_of, covariance_of, single_teacher_recipes, teacher_of
 from jobs.learned import learned_line, learned_manifest

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dpal.augment import add_noise
 from dpal.pixels import normalise_planes, planes_of
-from dpal.views import PERSON_ALPHA
+from dpal.views.render import PERSON_ALPHA
 
 _SOLARISE_FROM = 128 / 255
 

@@ -17,20 +17,14 @@ import numpy as np
 from dpal.base.inputs import Views
 from dpal.base.students import PATCH
 from dpal.chance import generator
-from dpal.views import (
-    BACKGROUND_ASPECT,
-    BACKGROUND_SCALE,
-    Box,
-    ViewPlan,
-    ViewSpec,
-    corners_apart,
-    random_box,
-    render,
-)
+from dpal.views.draw import corners_apart, random_box
+from dpal.views.plan import BACKGROUND_ASPECT, BACKGROUND_SCALE, ViewPlan
+from dpal.views.render import render
+from dpal.views.specs import Box, ViewSpec
 
 RESCALINGS = (0.75, 0.875, 1.125, 1.25)  # of the last two small images
 ENLARGEMENT = 1.25  # of the view that is reconstructed
-NOISE_COLUMNS = 7  # `views.Photometric` and whether the view is solarised
+NOISE_COLUMNS = 7  # `Photometric` and whether the view is solarised
 _BLUR = {"g1": 1.0, "g2": 0.1, "local": 0.5, "background": 0.1}
 _SOLARISE = {"g1": 0.0, "g2": 0.2, "local": 0.0, "background": 0.2}
 

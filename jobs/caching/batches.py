@@ -18,7 +18,8 @@ from data_tools.shard import Shard
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 from dpal.record import spec_numbers
-from dpal.views import ViewPlan, render
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render
 
 AHEAD = 2  # batches that are decoded ahead of the teacher
 

@@ -18,7 +18,7 @@ from dpal.base.teachers import teacher_name
 from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
 from dpal.targets import TargetDefinition
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 
 
 def single_teacher_recipes(recipe: Recipe) -> tuple[Recipe, ...]:

@@ -37,7 +37,7 @@ from dpal.model.teacher import Teacher
 from dpal.model.tokens import Tokens
 from dpal.pixels import noisy_pixels
 from dpal.targets import encode_batch
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.caching.batches import Renderer, Seen
 from jobs.caching.forward import HalvingForward
 from jobs.caching.plan import definition_of, is_calibrated, teacher_of

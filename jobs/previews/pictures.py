@@ -17,7 +17,9 @@ from dpal.model.tokens import FrozenBackbone, Tokens
 from dpal.record import Spec
 from dpal.shape_mask import mask_of
 from dpal.targets import TargetDefinition, TargetHeader
-from dpal.views import BLUR_PROBABILITY, CompositeSpec, ViewPlan, render
+from dpal.views.plan import BLUR_PROBABILITY, ViewPlan
+from dpal.views.render import render
+from dpal.views.specs import CompositeSpec
 from dpal.visualize import (
     PLATE,
     Picture,

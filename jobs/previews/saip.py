@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dpal.saip.views import SaipPixels, SaipPlan, render_saip
-from dpal.views import PERSON_ALPHA
+from dpal.views.render import PERSON_ALPHA
 from dpal.visualize import Picture, mosaic
 from jobs.previews.pictures import Drawn, centred
 

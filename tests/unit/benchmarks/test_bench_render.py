@@ -10,7 +10,7 @@ import torch
 
 from dpal.batch import RawBatch, TrainBatch
 from dpal.device_render import DeviceRenderer
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 

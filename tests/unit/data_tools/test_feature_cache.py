@@ -27,7 +27,7 @@ from dpal.base.inputs import Views
 from dpal.calibration import fit_header
 from dpal.record import spec_numbers
 from dpal.targets import TargetDefinition, TargetHeader, encode_batch
-from dpal.views import Box, ViewSpec
+from dpal.views.specs import Box, ViewSpec
 
 KEYS = tuple(f"{index:016x}" for index in range(6))
 REF = ShardRef("persons-000000.tar", "ab" * 32, 999, len(KEYS), keys_digest(KEYS))

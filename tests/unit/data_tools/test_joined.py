@@ -22,7 +22,7 @@ from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
 from dpal.record import stored_spec
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.caching.plan import cache_of
 
 from tiny import fill_cache, tiny_recipe

@@ -28,7 +28,7 @@ from dpal.base.errors import DataError
 from dpal.base.inputs import Data, Storage
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs.build_shards import build_shards
 
 from tiny import tiny_recipe

@@ -17,7 +17,7 @@ from data_tools.jpeg_region import is_available
 from data_tools.regions import decode_region
 from dpal.base.errors import DataError
 from dpal.base.telemetry import DECODE_FALLBACK, MemoryTelemetry
-from dpal.views import Box
+from dpal.views.specs import Box
 
 MANY = 10**7
 SAMPLINGS = ("444", "422", "420", "440", "411", "Gray")

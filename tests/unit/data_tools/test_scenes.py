@@ -18,7 +18,8 @@ from data_tools.storage import open_store
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
-from dpal.views import Box, SceneSpec, ViewPlan, ViewSpec
+from dpal.views.plan import ViewPlan
+from dpal.views.specs import Box, SceneSpec, ViewSpec
 from jobs import build_shards
 
 SIZE = (60, 90)

@@ -16,7 +16,7 @@ from data_tools.target_tar import TargetTarBuilder
 from dpal.calibration import fit_header
 from dpal.record import spec_numbers
 from dpal.targets import TargetHeader, decode_batch, encode_batch
-from dpal.views import Box, ViewSpec
+from dpal.views.specs import Box, ViewSpec
 
 from made_targets import DEFINITION, GRID
 

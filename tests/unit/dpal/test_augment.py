@@ -8,7 +8,7 @@ import torch
 
 from dpal.augment import add_noise, blur, luma, shift_hue
 from dpal.pixels import noisy_pixels
-from dpal.views import Photometric
+from dpal.views.specs import Photometric
 
 NEUTRAL = Photometric(1.0, 1.0, 1.0, 0.0, False, 0.0)
 

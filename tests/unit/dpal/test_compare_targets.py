@@ -11,7 +11,7 @@ from dpal.model.tokens import Tokens
 from dpal.parity import bounds_of, compare
 from dpal.record import spec_numbers
 from dpal.targets import TargetHeader, encode_batch
-from dpal.views import Box, ViewSpec
+from dpal.views.specs import Box, ViewSpec
 
 from made_targets import DEFINITION
 

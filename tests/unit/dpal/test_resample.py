@@ -15,7 +15,9 @@ from dpal.batch import Pairs, Pictures, RawBatch
 from dpal.device_render import DeviceRenderer
 from dpal.pass_order import pass_order
 from dpal.resample import render_boxes, upload
-from dpal.views import Box, ViewPlan, ViewSpec, render, render_composite
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render, render_composite
+from dpal.views.specs import Box, ViewSpec
 
 ORDER = pass_order()
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from dpal.targets import (
     decode_batch,
     encode_batch,
 )
-from dpal.views import Box, ViewPlan, ViewSpec
+from dpal.views.plan import ViewPlan
+from dpal.views.specs import Box, ViewSpec
 
 from made_targets import DEFINITION, GRID
 

@@ -6,16 +6,10 @@ from hypothesis import strategies as st
 
 from dpal.base.inputs import Views
 from dpal.record import spec_numbers, spec_of
-from dpal.views import (
-    Box,
-    Partner,
-    SceneSpec,
-    ViewPlan,
-    ViewSpec,
-    boxes_in_view,
-    render,
-    render_composite,
-)
+from dpal.views.boxes import boxes_in_view
+from dpal.views.plan import ViewPlan
+from dpal.views.render import render, render_composite
+from dpal.views.specs import Box, Partner, SceneSpec, ViewSpec
 
 PLAN = ViewPlan(7, Views(count=4, composites=2))
 SIZES = st.tuples(st.integers(32, 600), st.integers(32, 600))

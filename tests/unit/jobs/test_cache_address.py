@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.manifest import Manifest, manifest_of
-from dpal import targets, views
+from dpal import targets
 from dpal.base.methods import Mse
 from dpal.base.recipe import Recipe
 from dpal.model import teacher as teachers
+from dpal.views import plan
 from jobs import cache_features
 from jobs.caching.plan import definition_of
 from jobs.caching.worker import ShardWorker
@@ -129,7 +130,7 @@ def test_other_images_are_another_folder(world: World, moved: Callable[[World], 
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(teachers, "TEACHER_VERSION"), (views, "PLAN_VERSION")],
+    [(teachers, "TEACHER_VERSION"), (plan, "PLAN_VERSION")],
     ids=["teacher", "plan"],
 )
 def test_a_version_of_the_code_is_another_folder(

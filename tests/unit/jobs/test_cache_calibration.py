@@ -17,7 +17,7 @@ from data_tools.target_audit import audit_targets
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
-from dpal.views import render
+from dpal.views.render import render
 from jobs import build_shards, cache_features
 from jobs.caching.plan import cache_of, covariance_of, teacher_of
 from jobs.caching.worker import ShardWorker

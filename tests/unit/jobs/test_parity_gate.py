@@ -21,7 +21,8 @@ from dpal.base.errors import EXIT_DATA, EXIT_DONE, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.record import RecordLayout
-from dpal.views import Box, ViewPlan, ViewSpec
+from dpal.views.plan import ViewPlan
+from dpal.views.specs import Box, ViewSpec
 from jobs import build_shards, parity, parity_measure
 from jobs.caching.plan import definition_of, single_teacher_recipes
 from jobs.parity import require_parity, run_parity

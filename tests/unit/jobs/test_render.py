@@ -21,7 +21,7 @@ from dpal.device_render import DeviceRenderer
 from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.task import Losses, Moment
-from dpal.views import ViewPlan
+from dpal.views.plan import ViewPlan
 from jobs import build_shards
 from jobs.train import make_loader, target_sources
 

@@ -17,7 +17,7 @@ from dpal.base.errors import DataError, StopRequested
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.model.teacher import build_teacher
-from dpal.views import Box, ViewSpec
+from dpal.views.specs import Box, ViewSpec
 from jobs import teach, teach_data
 from jobs.teach_data import TeachSet, recolour
 
