@@ -9,6 +9,7 @@ from dpal.base.errors import EXIT_CONFIG, EXIT_DONE
 from dpal.base.methods import Proteus, TinyMim
 from dpal.base.recipe import Recipe
 from dpal.base.saip import Saip
+from dpal.views.plan import ViewPlan
 from jobs.__main__ import main
 
 FOLDER = Path(__file__).parents[3] / "jobs" / "recipes"
@@ -71,6 +72,16 @@ def test_the_rate_follows_the_references_rule_and_the_job_can_hold_it(
     ranks = job.nodes * train.processes
     assert train.processes == job.gpus_per_node
     assert train.global_batch % (train.micro_batch * ranks) == 0
+
+
+@pytest.mark.parametrize("name", ["dpal", "dpal_swin", "mse", "proteus", "tinymim"])
+def test_a_teacher_of_a_long_run_sees_two_geometries_plain_and_flipped(name: str) -> None:
+    views = recipe(name).views
+    assert views.count == type(views)().count == 4
+    plan = ViewPlan(0, views)
+    shown = {plan.base("k", plan.view_index("k", epoch), (400, 200)) for epoch in range(4)}
+    assert len(shown) == 4
+    assert len({spec.box for spec in shown}) == 2
 
 
 def test_the_methods_own_numbers() -> None:
