@@ -72,44 +72,56 @@ def hadamard(order: int) -> np.ndarray:
     """An orthonormal Hadamard matrix: entries +-1/sqrt(n), H H^T = I, float64 [n, n].
 
     Sylvester's doubling of the smallest known base: order 1, or a Paley matrix whose order is four
-    times an odd number (12, 20, 28, 44, ...). Covers 2^k, 12 2^k, 20 2^k, 28 2^k and more.
+    times an odd number (12, 20, 28, 36, 44, ...). Other widths are refused by the nearest known.
 
     Raises:
         ConfigError: naming the width, when no such base divides it by a power of two.
     """
-    base, doublings = order, 0
-    candidates: list[tuple[np.ndarray, int]] = []
-    while base >= 1:
-        signs = _base(base)
-        if signs is not None:
-            candidates.append((signs, doublings))
-        if base % 2:
-            break
-        base, doublings = base // 2, doublings + 1
-    if not candidates:
-        raise ConfigError(
-            f"loss.targets=phi-s: no Hadamard matrix of the teacher's width {order} is known here; "
-            "accepted are widths 2^k, 12*2^k, 20*2^k and 28*2^k, or loss.targets=standardised"
-        )
-    signs, doublings = candidates[-1]
-    for _ in range(doublings):
+    require_hadamard(order, "loss.targets=phi-s", "loss.targets=standardised")
+    base = _smallest_base(order)
+    if base == 1:
+        signs = np.ones((1, 1))
+    else:
+        signs = _paley_one(base - 1) if _is_prime(base - 1) else _paley_two(base // 2 - 1)
+    while len(signs) < order:
         signs = np.block([[signs, signs], [signs, -signs]])
     plain: np.ndarray = signs / np.sqrt(order)
     return plain
 
 
-def _base(order: int) -> np.ndarray | None:
-    """Signs [n, n] of a Hadamard matrix that is not doubled: order 1 or Paley; else None."""
-    if order == 1:
-        return np.ones((1, 1))
-    if order % 4:
-        return None
-    if _is_prime(order - 1):  # 4 divides the order, so the prime is 3 modulo 4
-        return _paley_one(order - 1)
-    half = order // 2 - 1
-    if half % 4 == 1 and _is_prime(half):
-        return _paley_two(half)
-    return None
+def require_hadamard(order: int, setting: str, instead: str) -> None:
+    """Raise ConfigError when no Hadamard matrix of the width `order` is known here.
+
+    Args:
+        setting: that asks for one, as key=value.
+        instead: a setting that does not.
+    """
+    if _smallest_base(order):
+        return
+    below = next(n for n in range(order, 0, -1) if _smallest_base(n))
+    above = next(n for n in range(order, 2 * order) if _smallest_base(n))  # at most the next 2^k
+    raise ConfigError(
+        f"{setting}: no Hadamard matrix of the teacher's width {order} is known here; the nearest "
+        f"accepted widths are {below} and {above}; accepted for this one is {instead}"
+    )
+
+
+def _smallest_base(order: int) -> int:
+    """Order of the smallest known matrix that doubles to `order`; 0 when there is none."""
+    found = 0
+    while order >= 1:
+        if order == 1 or (order % 4 == 0 and _is_paley(order)):
+            found = order
+        if order % 2:
+            break
+        order //= 2
+    return found
+
+
+def _is_paley(order: int) -> bool:
+    """Whether one of Paley's two constructions gives a matrix of `order`, a multiple of 4."""
+    half = order // 2 - 1  # 4 divides the order, so order - 1 is 3 modulo 4
+    return _is_prime(order - 1) or (half % 4 == 1 and _is_prime(half))
 
 
 def _paley_one(prime: int) -> np.ndarray:

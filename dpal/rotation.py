@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from dpal.base.codec import Codec
-from dpal.base.errors import ConfigError, DataError
-from dpal.phi_s import PhiS
+from dpal.base.errors import DataError
+from dpal.phi_s import PhiS, require_hadamard
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +58,11 @@ class Rotation:
             ConfigError: when the codec does not fit the teacher's width.
             DataError: when the kept components do not vary.
         """
-        codec.require_width(len(mean))
+        require_width(codec, len(mean))
         if codec.turn == "none":
             return None
         if codec.turn == "phis":
-            try:
-                fitted = PhiS.fit(mean, covariance)
-            except ConfigError:
-                raise ConfigError(
-                    f"cache.codec={codec.word}: no Hadamard matrix of the teacher's width "
-                    f"{len(mean)} is known here; accepted are widths 2^k, 12*2^k, 20*2^k and "
-                    "28*2^k, or a codec without phis-"
-                ) from None
+            fitted = PhiS.fit(mean, covariance)
             return Rotation(fitted.rotation.astype(np.float32), fitted.scale, 1.0)
         values, axes = np.linalg.eigh((covariance + covariance.T) / 2)  # ascending
         values = values.clip(min=0)
@@ -114,6 +107,13 @@ class Rotation:
             raise ValueError(f"rotation: scale {scale}, kept {kept}")
         basis = np.frombuffer(data, dtype="<f4").reshape(rank, width).astype(np.float32)
         return Rotation(basis, scale, kept)
+
+
+def require_width(codec: Codec, width: int) -> None:
+    """Raise ConfigError when a codec does not fit a teacher of `width` channels."""
+    codec.require_width(width)
+    if codec.turn == "phis":
+        require_hadamard(width, f"cache.codec={codec.word}", "a codec without phis-")
 
 
 def cosines(order: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """PHI-S: a Hadamard of every width, unit variance per channel, exact inverse, kept error ratios."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,21 @@ def test_the_widths_of_known_backbones_have_a_hadamard(order: int) -> None:
 def test_a_width_without_hadamard_is_named(order: int) -> None:
     with pytest.raises(ConfigError, match=f"width {order} "):
         hadamard(order)
+
+
+def test_a_refused_width_is_told_the_nearest_that_are_accepted() -> None:
+    near = {}
+    for order in range(3, 400):
+        try:
+            hadamard(order)
+        except ConfigError as error:
+            below, above = re.search(r"widths are (\d+) and (\d+);", str(error)).groups()  # type: ignore[union-attr]
+            near[order] = int(below), int(above)
+    known = [order for order in range(1, 512) if order not in near]
+    for order, told in near.items():
+        assert told == (max(n for n in known if n < order), min(n for n in known if n > order))
+    assert near[382] == (380, 384)
+    assert {36, 44, 60, 84} < set(known)  # 36 is no 2^k, 12 2^k, 20 2^k, nor 28 2^k
 
 
 @pytest.mark.parametrize("width", [16, 24, 40, 56])
