@@ -1,0 +1,1 @@
+"""The words of the `dpal` command: what may be said, and what is done then."""
