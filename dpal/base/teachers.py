@@ -26,7 +26,7 @@ class TaughtTeacher(Section):
 
 
 class TimmTeacher(Section):
-    """Any timm ViT or Swin, from a local file or by name from the hub."""
+    """Any ViT, Swin or convolutional network of timm, from a local file or by name from the hub."""
 
     kind: Literal["timm"]
     name: str = Field(description="timm model name, e.g. vit_small_patch14_dinov2.lvd142m")
@@ -35,7 +35,8 @@ class TimmTeacher(Section):
         "norm",
         pattern=r"^(norm|block\d+|stage\d+)$",
         description="'norm' (after the final norm), 'block7' (output of block 7 of a ViT, 0-based) "
-        "or 'stage2' (output of stage 2 of a Swin, 0-based)",
+        "or 'stage2' (of a Swin or a convolutional network: the map of stride 16; stage k has "
+        "stride 4 * 2 ** k, so layer3 of a ResNet is stage2)",
     )
     input: Pair = Field((256, 128), description="height and width the teacher is fed with")
     mean: Triple = Field(IMAGENET_MEAN, description="RGB mean, pixels in 0..1")

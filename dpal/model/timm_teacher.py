@@ -1,4 +1,5 @@
-"""Teachers from timm: any ViT or Swin, from a file or by name, strictly loaded.
+"""Teachers from timm: ViTs, Swins and convolutional networks, from a file or by name, strictly
+loaded.
 
 Legend: B images, D width, gh x gw token grid.
 """
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from dpal.base.errors import ConfigError, StorageError
+from dpal.model.conv_teacher import ONE_SIZE, ConvNetwork, with_counters
 from dpal.model.swin_teacher import SwinNetwork, is_swin, is_swin_model
 from dpal.model.timm_import import timm
-from dpal.model.weights import load_strictly, open_weights, read_weights, weights_path
+from dpal.model.weights import bare, load_strictly, open_weights, read_weights, weights_path
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -31,12 +33,7 @@ class TimmNetwork:
     """
 
     def __init__(self, model: nn.Module, tap: str, precision: str) -> None:
-        blocks = getattr(model, "blocks", None)
-        if blocks is None or not hasattr(model, "forward_intermediates"):
-            raise ConfigError(
-                f"teacher.name: {type(model).__name__} has no transformer blocks with patch "
-                "tokens; accepted are timm's vision transformers and Swins"
-            )
+        blocks: Any = model.blocks
         match = re.fullmatch(r"block(\d+)", tap)
         self.block = None if match is None else int(match[1])
         if tap != "norm" and (self.block is None or self.block >= len(blocks)):
@@ -80,28 +77,19 @@ class TimmNetwork:
 
 def timm_network(
     name: str, weights: Path, tap: str, input_size: tuple[int, int], precision: str
-) -> TimmNetwork | SwinNetwork:
+) -> TimmNetwork | SwinNetwork | ConvNetwork:
     """Build `name` and load `weights` strictly.
 
-    The position embedding keeps the grid of the weights and is resampled once, straight to each
-    input. Raises ConfigError for an unknown name, keys that do not match, or another file type.
+    The position embedding of a ViT keeps the grid of the weights and is resampled once, straight
+    to each input. Raises ConfigError for an unknown name, keys that do not match, a network that
+    takes one input size only, or another file type.
     """
     _check_name(name)
     state = read_weights(weights)
-    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
-    if is_swin(name):
-        options["always_partition"] = True  # keep the window that was trained
-    try:
-        model = timm.create_model(name, pretrained=False, **options)
-        if _positions(state) != _positions(model.state_dict()):
-            sized = timm.create_model(name, pretrained=False, img_size=input_size, **options)
-            if _positions(state) == _positions(sized.state_dict()):
-                model = sized
-    except TypeError:
-        raise ConfigError(
-            f"teacher.name={name!r} takes one input size only; accepted are vision transformers "
-            "that take any (timm: dynamic_img_size)"
-        ) from None
+    model = _create(name, state, input_size)
+    plain = not _is_vit(model) and not is_swin_model(model)
+    if plain:
+        state = bare(state, weights).state
     # timm's own converter of published layouts, e.g. of DINOv2 and OpenCLIP
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
@@ -109,9 +97,11 @@ def timm_network(
             state = convert(state, model)
         except (KeyError, RuntimeError, AssertionError, AttributeError, ValueError) as error:
             raise ConfigError(f"{weights}: not weights of {name!r} ({error})") from None
-    load_strictly(model, state, weights)
+    load_strictly(model, with_counters(state, model) if plain else state, weights)
     if is_swin_model(model):
         return SwinNetwork(model, tap, DTYPES[precision])
+    if plain:
+        return ConvNetwork(model, tap, DTYPES[precision], name)
     return TimmNetwork(model, tap, precision)
 
 
@@ -158,6 +148,31 @@ def weights_file(name: str, weights: str) -> Path:
         ) from None
     finally:
         log.setLevel(level)
+
+
+def _create(name: str, state: dict[str, Any], input_size: tuple[int, int]) -> nn.Module:
+    """The network without its classifier, with random weights, at any input size if it can."""
+    options: dict[str, Any] = {"num_classes": 0, "dynamic_img_size": True}
+    if is_swin(name):
+        options["always_partition"] = True  # keep the window that was trained
+    try:
+        model = timm.create_model(name, pretrained=False, **options)
+    except TypeError:  # a convolutional network knows no image size
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+        if _is_vit(model):
+            raise ConfigError(f"teacher.name={name!r} {ONE_SIZE}") from None
+        return model
+    if _positions(state) != _positions(model.state_dict()):
+        sized = timm.create_model(name, pretrained=False, img_size=input_size, **options)
+        if _positions(state) == _positions(sized.state_dict()):
+            model = sized
+    return model
+
+
+def _is_vit(model: nn.Module) -> bool:
+    """Whether its tokens are a sequence: prefix tokens, then patches."""
+    names = ("blocks", "patch_embed", "num_prefix_tokens", "forward_intermediates")
+    return all(hasattr(model, name) for name in names)
 
 
 def _positions(state: dict[str, Any]) -> int | None:
