@@ -9,24 +9,35 @@ composites, E epochs, S students, W devices, n nodes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from jobs.planning.rates import Prices, Rates
-from jobs.planning.types import Cost, Limit, Phase, Plan, Workload
+from jobs.planning.fetching import (
+    fetched_bytes,
+    hit_share,
+    num_gets,
+    remote_bytes,
+    shared,
+    stretches,
+)
+from jobs.planning.rates import Prices, Rates, TeacherRate
+from jobs.planning.types import Cost, Limit, Phase, Plan, TeacherTargets, Workload
 
 GB = 1e9
 HOUR = 3600.0
 MOST = 10**6  # break-even is looked for up to so many students or epochs
 MB = 1e6
+PART = 50 * 2**20  # bytes of a part of an object that s3fs writes
 
 
 def reckon(work: Workload, rates: Rates) -> Plan:
     """The plan of a workload."""
     cached_cost, online_cost = _costs(work, rates)
-    has_teachers = bool(work.teachers)
+    has_teachers, nodes = bool(work.teachers), num_nodes(work, rates)
+    kept, total = work.copies_bytes, remote_bytes(work, online=not has_teachers)
     return Plan(
-        nodes=num_nodes(work, rates),
+        nodes=nodes,
         cache=cache_phase(work, rates) if has_teachers else None,
         cached=train_phase(work, rates, online=False) if has_teachers else None,
         online=train_phase(work, rates, online=True),
@@ -39,7 +50,7 @@ def reckon(work: Workload, rates: Rates) -> Plan:
         ),
         break_even_epochs=_first(lambda count: _cached_pays(replace(work, epochs=count), rates)),
         open_copies_bytes=open_copies_bytes(work, rates),
-        hit_share=hit_share(work.copies_bytes, remote_bytes(work, online=False)),
+        hit_share=hit_share(kept, total, nodes, work.epochs),
     )
 
 
@@ -49,48 +60,106 @@ def num_nodes(work: Workload, rates: Rates) -> int:
 
 
 def cache_phase(work: Workload, rates: Rates) -> Phase:
-    """The cache job: every image once, all its pinned views through every teacher.
+    """The cache job: teachers one after the other; for each, every image with all pinned views.
 
     A device takes whole shards, so the last ones may leave others idle (`last_device_images`).
     Calibration comes first, on one device.
     """
-    node, load, nodes = rates.node, rates.loading, num_nodes(work, rates)
-    device_s = sum(
-        one.base.count / rate.base_images_per_s + one.composite.count / rate.composite_images_per_s
-        for one, rate in zip(work.teachers, rates.teachers, strict=True)
-    )
-    core_s = 1 / load.cache_samples_per_s_core + work.target_image_bytes / (
-        load.target_write_gb_per_s_core * GB
-    )
-    longest = last_device_images(work.images, work.samples_per_shard, work.devices)
-    per_shard_gets = 1 + len(work.teachers)  # the shard; whether its ledger row is there
-    per_shard_puts = work.num_series + len(work.teachers)
-    per_image = (per_shard_gets + per_shard_puts) * work.shards / work.images
-    limits = [
-        Limit("teacher", work.images / longest / device_s),
-        Limit("decode", nodes * node.cores / (core_s + node.teacher_cores * device_s)),
-        Limit("reading", nodes * _read_rate(rates) / work.image_bytes),
-        Limit("writing", nodes * _write_rate(rates) / max(1, work.target_image_bytes)),
+    nodes, is_remote = num_nodes(work, rates), work.remote_shards or work.remote_targets
+    jobs = [
+        _one_teacher(work, rates, targets, rate)
+        for targets, rate in zip(work.teachers, rates.teachers, strict=True)
     ]
-    is_remote = work.remote_shards or work.remote_targets
-    if is_remote:
-        limits.append(Limit("requests", rates.store.requests_per_s / per_image))
-    limits.sort(key=lambda limit: limit.images_per_s)
+    limits = _joined([job.limits for job in jobs])
+    images_s = sum(1 / min(job.limits.values()) for job in jobs)
     fitted = sum(work.calibration_images / rate.base_images_per_s for rate in rates.teachers)
-    seconds = work.images / limits[0].images_per_s + fitted + rates.start.cache_s
+    seconds = work.images * images_s + fitted + len(jobs) * rates.start.cache_s
+    device_s = sum(job.device_s for job in jobs)
     full_speed = work.devices / device_s
+    requests = sum(job.gets + job.puts for job in jobs)
+    moved = len(jobs) * work.image_bytes + work.target_image_bytes
     return Phase(
         seconds=seconds,
         busy_hours=work.images * device_s / HOUR,
         paid_hours=seconds * work.devices / HOUR,
-        read_bytes=work.shard_bytes if work.remote_shards else 0.0,
-        gets=per_shard_gets * work.shards if is_remote else 0.0,
-        puts=per_shard_puts * work.shards + 2 * len(work.teachers) if is_remote else 0.0,
-        node_mb_per_s=full_speed * (work.image_bytes + work.target_image_bytes) / nodes / MB,
-        cores_per_device=core_s / device_s,
-        requests_per_s=full_speed * per_image if is_remote else 0.0,
-        limits=tuple(limits),
+        read_bytes=len(jobs) * work.shard_bytes if work.remote_shards else 0.0,
+        gets=sum(job.gets for job in jobs),
+        puts=sum(job.puts for job in jobs),
+        images_per_s=1 / images_s,
+        node_mb_per_s=full_speed * moved / nodes / MB,
+        cores_per_device=sum(job.core_s for job in jobs) / device_s,
+        requests_per_s=full_speed * requests / work.images if is_remote else 0.0,
+        limits=limits,
     )
+
+
+class _Job(NamedTuple):
+    """One teacher's part of a cache job: seconds of an image, requests, images per second."""
+
+    device_s: float
+    core_s: float
+    gets: float
+    puts: float
+    limits: dict[str, float]
+
+
+def _one_teacher(work: Workload, rates: Rates, targets: TeacherTargets, rate: TeacherRate) -> _Job:
+    node, load, nodes = rates.node, rates.loading, num_nodes(work, rates)
+    device_s = (
+        targets.base.count / rate.base_images_per_s
+        + targets.composite.count / rate.composite_images_per_s
+    )
+    core_s = 1 / load.cache_samples_per_s_core + targets.stored_bytes / (
+        load.target_write_gb_per_s_core * GB
+    )
+    gets, puts = _cache_requests(work, targets)
+    longest = last_device_images(work.images, work.samples_per_shard, work.devices)
+    limits = {
+        "teacher": work.images / longest / device_s,
+        "decode": nodes * node.cores / (core_s + node.teacher_cores * device_s),
+        "reading": nodes * _read_rate(rates) / work.image_bytes,
+        "writing": nodes * _write_rate(rates) / max(1, targets.stored_bytes),
+    }
+    if gets + puts:
+        limits["requests"] = rates.store.requests_per_s / ((gets + puts) / work.images)
+    return _Job(device_s, core_s, gets, puts, limits)
+
+
+def _cache_requests(work: Workload, targets: TeacherTargets) -> tuple[float, float]:
+    """Read and write requests of one teacher's cache.
+
+    Whether the ledger has a shard's row is asked before the shard is fetched, and again before the
+    teacher begins it. Where it is absent, each time costs a HEAD, and a listing that is paid as a
+    write.
+    """
+    gets = puts = 0.0
+    if work.remote_shards:
+        gets += work.shards
+    if work.remote_targets:
+        full = min(work.images, work.samples_per_shard)
+        series = sum(
+            one.count * put_requests(full * one.stored_bytes)
+            for one in (targets.base, targets.composite)
+        )
+        gets += 2 * work.shards
+        puts += work.shards * (2 + series + 1) + 2
+    return gets, puts
+
+
+def put_requests(num_bytes: float) -> int:
+    """Requests that write one object: from two parts on, beginning, parts of 50 MiB, and end."""
+    return 1 if num_bytes < 2 * PART else 2 + math.ceil(num_bytes / PART)
+
+
+def _joined(jobs: Sequence[dict[str, float]]) -> tuple[Limit, ...]:
+    """The limits of work that is done one after the other, the tightest first."""
+    names = {name: 0.0 for job in jobs for name in job}
+    limits = [Limit(name, _inverse(sum(1 / job[name] for job in jobs))) for name in names]
+    return tuple(sorted(limits, key=lambda limit: limit.images_per_s))
+
+
+def _inverse(seconds: float) -> float:
+    return 1 / seconds if seconds else math.inf
 
 
 def train_phase(work: Workload, rates: Rates, *, online: bool) -> Phase:
@@ -99,49 +168,74 @@ def train_phase(work: Workload, rates: Rates, *, online: bool) -> Phase:
     With teachers in the loop a device runs them between its steps: a base view, and a composite
     where the method uses one, for every sample.
     """
-    node, load, nodes = rates.node, rates.loading, num_nodes(work, rates)
+    node, nodes = rates.node, num_nodes(work, rates)
     student_s = 1 / rates.student_samples_per_s
     teacher_s = _online_teacher_s(work, rates) if online else 0.0
-    records = 0 if online else work.step_record_bytes
-    core_s = 1 / load.train_samples_per_s_core + records / (load.target_read_gb_per_s_core * GB)
-    samples = work.images * work.epochs
-    fetched = fetched_bytes(work, rates, online=online)
-    peak = per_sample = (
-        work.image_bytes + records
-    )  # mapped in place: what is read is what is needed
-    if work.remote_shards or work.remote_targets:
-        per_sample = fetched / samples
-        peak = remote_bytes(work, online=online) / work.images * (1 + _shared(work, rates))
-    gets = num_gets(work, rates, online=online)
+    core_s = 1 / rates.loading.train_samples_per_s_core
+    if not online:
+        core_s += work.step_record_bytes / (rates.loading.target_read_gb_per_s_core * GB)
     device_s = student_s + teacher_s
     busy_cores = node.student_cores * student_s + node.teacher_cores * teacher_s
-    limits = [
-        Limit("teacher" if teacher_s > student_s else "student step", work.devices / device_s),
-        Limit("decode", nodes * node.cores / (core_s + busy_cores)),
-        Limit("reading", nodes * _read_rate(rates) / per_sample if per_sample else math.inf),
-    ]
-    if gets:
-        limits.append(Limit("requests", rates.store.requests_per_s / (gets / samples)))
-    limits.sort(key=lambda limit: limit.images_per_s)
-    seconds = samples / limits[0].images_per_s + rates.start.train_s
+    compute = {
+        "teacher" if teacher_s > student_s else "student step": work.devices / device_s,
+        "decode": nodes * node.cores / (core_s + busy_cores),
+    }
+    samples = work.images * work.epochs
+    limits = _joined([compute | _store_limits(work, rates, 0.0, work.epochs, online=online)])
+    training = sum(
+        work.images
+        * (end - begin)
+        / min((compute | _store_limits(work, rates, begin, end, online=online)).values())
+        for begin, end in stretches(work.epochs)
+    )
+    seconds = training + rates.start.train_s
     if online:  # one header is fitted for all students
         fitted = sum(work.calibration_images / rate.base_images_per_s for rate in rates.teachers)
         seconds += fitted / work.students
     else:
         seconds += work.parity_samples * _online_teacher_s(work, rates)
     full_speed = work.devices / device_s
+    gets = num_gets(work, nodes, work.epochs, online=online)
     return Phase(
         seconds=seconds,
         busy_hours=work.students * samples * device_s / HOUR,
         paid_hours=work.students * seconds * work.devices / HOUR,
-        read_bytes=work.students * fetched,
+        read_bytes=work.students * fetched_bytes(work, nodes, work.epochs, online=online),
         gets=work.students * gets,
         puts=0.0,
-        node_mb_per_s=full_speed * peak / nodes / MB,
+        images_per_s=samples / training,
+        node_mb_per_s=full_speed * _first_epoch_bytes(work, nodes, online=online) / nodes / MB,
         cores_per_device=core_s / device_s,
         requests_per_s=full_speed * gets / samples,
-        limits=tuple(limits),
+        limits=limits,
     )
+
+
+def _store_limits(
+    work: Workload, rates: Rates, begin: float, end: float, *, online: bool
+) -> dict[str, float]:
+    """Images per second that reading and requests allow between two times in epochs, in the mean.
+
+    What is mapped in place is read as often as it is needed.
+    """
+    nodes, images = num_nodes(work, rates), work.images * (end - begin)
+    if work.remote_shards or work.remote_targets:
+        needed = fetched_bytes(work, nodes, end, online=online)
+        needed -= fetched_bytes(work, nodes, begin, online=online)
+    else:
+        needed = images * _first_epoch_bytes(work, nodes, online=online)
+    gets = num_gets(work, nodes, end, online=online) - num_gets(work, nodes, begin, online=online)
+    limits = {"reading": nodes * _read_rate(rates) * images / needed if needed > 0 else math.inf}
+    if gets > 0:
+        limits["requests"] = rates.store.requests_per_s * images / gets
+    return limits
+
+
+def _first_epoch_bytes(work: Workload, nodes: int, *, online: bool) -> float:
+    """Bytes of a sample while nothing is among the local copies."""
+    if work.remote_shards or work.remote_targets:
+        return remote_bytes(work, online=online) / work.images * (1 + shared(work, nodes))
+    return work.image_bytes + (0 if online else work.step_record_bytes)
 
 
 def last_device_images(images: int, per_shard: int, devices: int) -> int:
@@ -156,51 +250,6 @@ def last_device_images(images: int, per_shard: int, devices: int) -> int:
     return (rounds - 1) * per_shard + (rest if alone else per_shard)
 
 
-def remote_bytes(work: Workload, *, online: bool) -> float:
-    """What one epoch needs from the store: whole shards, and every series of their targets.
-
-    A loader fetches all K + K' tars of a shard, as its samples may show any of their views.
-    """
-    targets = 0 if online or not work.remote_targets else work.target_bytes
-    return targets + (work.shard_bytes if work.remote_shards else 0.0)
-
-
-def hit_share(copies: float, total: float) -> float:
-    """Share of re-reads that find a local copy: c + (1 - c) ln(1 - c), c = copies / total.
-
-    The least recently used go first and every epoch permutes the shards. Between a shard's turn at
-    u from the end of one epoch and at v from the beginning of the next, u + v - uv of all shards
-    are read; it is still there if that is below c, and u and v are uniform. For one node; with
-    several, where shards move between nodes, it comes closer to c.
-    """
-    if total <= 0 or copies >= total:
-        return 1.0
-    c = copies / total
-    return c + (1 - c) * math.log1p(-c)
-
-
-def fetched_bytes(work: Workload, rates: Rates, *, online: bool) -> float:
-    """What one run fetches: all of it in the first epoch, then what is no longer copied.
-
-    Where a cut between two nodes goes through a shard, both fetch it.
-    """
-    total = remote_bytes(work, online=online)
-    epochs = _fetched_epochs(work, total)
-    return total * epochs * (1 + _shared(work, rates))
-
-
-def num_gets(work: Workload, rates: Rates, *, online: bool) -> float:
-    """Read requests of one run: a shard's tar; of each of its series the tar and its ledger row.
-
-    The ledger row is read whether the tar is among the local copies or not.
-    """
-    epochs = _fetched_epochs(work, remote_bytes(work, online=online))
-    per_shard = epochs if work.remote_shards else 0.0
-    if work.remote_targets and not online:
-        per_shard += work.num_series * (epochs + work.epochs)
-    return work.shards * per_shard * (1 + _shared(work, rates))
-
-
 def open_copies_bytes(work: Workload, rates: Rates) -> float:
     """Bytes of the shards and targets that the ranks of a node read from or asked for at a time.
 
@@ -212,17 +261,6 @@ def open_copies_bytes(work: Workload, rates: Rates) -> float:
     shards = min(work.shards, ranks * lanes * 2 * (work.window + 1))
     full = min(work.images, work.samples_per_shard)
     return shards * full * (remote_bytes(work, online=False) / work.images)
-
-
-def _fetched_epochs(work: Workload, total: float) -> float:
-    """Epochs' worth of shards that are fetched in one run."""
-    again = max(0.0, work.epochs - 1) * (1 - hit_share(work.copies_bytes, total))
-    return min(1.0, work.epochs) + again
-
-
-def _shared(work: Workload, rates: Rates) -> float:
-    """Shards that two nodes read, over all shards."""
-    return min(num_nodes(work, rates) - 1, work.shards) / work.shards
 
 
 def _online_teacher_s(work: Workload, rates: Rates) -> float:

@@ -75,7 +75,7 @@ def _phases(work: Workload, plan: Plan) -> list[str]:
         ("device-hours of work", [number_text(one.busy_hours) for one in ran]),
         ("device-hours paid", [number_text(one.paid_hours) for one in ran]),
         ("wall clock of one run", [time_text(one.seconds) for one in ran]),
-        ("images/s", [count_text(one.limits[0].images_per_s) for one in ran]),
+        ("images/s", [count_text(one.images_per_s) for one in ran]),
         ("read from the store", [bytes_text(one.read_bytes) for one in ran]),
         ("requests", [count_text(one.gets + one.puts) for one in ran]),
         ("bottleneck", [one.bottleneck for one in ran]),

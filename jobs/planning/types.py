@@ -133,12 +133,13 @@ class Phase:
         busy_hours: device-hours that devices compute, all runs.
         paid_hours: device-hours from start to end, all runs.
         read_bytes: from the store, all runs.
-        gets, puts: requests, all runs.
+        gets, puts: requests, all runs; `puts` are those paid as writes.
+        images_per_s: of one run, from the first image to the last.
         node_mb_per_s: what a node reads and writes a second at the devices' own speed; in
             training, of the first epoch, when nothing is among its local copies yet.
         cores_per_device: that decode and render at the devices' own speed.
         requests_per_s: of all nodes at the devices' own speed.
-        limits: from the tightest up; the first is the bottleneck.
+        limits: from the tightest up, in the mean of the run; the first is the bottleneck.
     """
 
     seconds: float
@@ -147,6 +148,7 @@ class Phase:
     read_bytes: float
     gets: float
     puts: float
+    images_per_s: float
     node_mb_per_s: float
     cores_per_device: float
     requests_per_s: float
@@ -191,7 +193,7 @@ class Plan:
         break_even_students: fewest students with which the cache is not dearer; None: never.
         break_even_epochs: the same, of epochs.
         open_copies_bytes: shards and targets that a node has open at a time.
-        hit_share: share of what a node reads again that is still among its local copies, at least.
+        hit_share: share of what is read after the first epoch that lies among local copies.
     """
 
     nodes: int
