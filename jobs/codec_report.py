@@ -108,7 +108,7 @@ def codecs(recipe: Recipe, words: Sequence[str], num_images: int = NUM_IMAGES) -
             f"method.kind={recipe.method.kind} has no targets that a codec could hold"
         )
     for name, single in zip(teacher_names(recipe), singles, strict=True):
-        sample = draw_sample(single, num_images)
+        sample = draw_sample(single, num_images, words)
         layout = sample.calibration.header.layout("view")
         exact = sample.losses(sample.exact)
         rows = [measure(sample, word, exact) for word in words or usual(layout)]

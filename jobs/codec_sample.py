@@ -3,6 +3,7 @@
 Legend: B samples of a batch, N patches, D teacher width.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.model.tokens import Tokens
 from dpal.record import SPEC_NUMBERS, Kind
-from dpal.rotation import Rotation
+from dpal.rotation import Rotation, require_width
 from dpal.target_source import OnlineTargets, Targets
 from dpal.targets import TargetDefinition, TargetHeader, decode_batch, encode_batch
 from dpal.task import Moment, Task
@@ -89,16 +90,17 @@ class Sample(NamedTuple):
         return torch.stack(terms).mean(dim=0)
 
 
-def draw_sample(recipe: Recipe, num_images: int) -> Sample:
+def draw_sample(recipe: Recipe, num_images: int, words: Sequence[str] = ()) -> Sample:
     """Take images of the run's own order: first those that are calibrated on, then the sample.
 
     A data set too small for both is halved; one of fewer images than two batches is used twice.
 
     Args:
         recipe: with one teacher.
+        words: codecs that its teacher has to fit.
 
     Raises:
-        ConfigError: a method without targets, or a teacher that does not fit it.
+        ConfigError: a method without targets, or a teacher that does not fit it or a codec.
         DataError: missing or damaged images.
     """
     if not recipe.aligned_teachers:
@@ -113,6 +115,8 @@ def draw_sample(recipe: Recipe, num_images: int) -> Sample:
         manifest.num_samples, recipe.cache.calibration_images, num_images
     )
     teacher = teacher_of(recipe).to("cuda" if torch.cuda.is_available() else "cpu")
+    for word in words:  # before the teacher has looked at anything
+        require_width(parse_codec(word), teacher.width)
     definition = replace(definition_of(recipe, manifest, pool), codec="fp32")
     # The loader asks a task which views it looks at, before there are statistics for it.
     blank = GivenTargets(_blank(definition, teacher.width), np.eye(teacher.width))

@@ -11,12 +11,15 @@ from data_tools.covariance import COVARIANCE
 from data_tools.feature_cache import HEADER, TargetCache, open_cache
 from data_tools.manifest import Manifest, manifest_of
 from data_tools.storage import ObjectStore
+from dpal import rotation
+from dpal.base.codec import parse_codec
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.base.students import PATCH
 from dpal.base.teachers import teacher_name
 from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
+from dpal.phi_s import require_hadamard
 from dpal.targets import TargetDefinition
 from dpal.views.plan import ViewPlan
 
@@ -102,6 +105,13 @@ def is_calibrated(store: ObjectStore, recipe: Recipe) -> bool:
     """
     with_covariance = recipe.loss.targets != "phi-s" or store.exists(COVARIANCE)
     return with_covariance and store.exists(HEADER)
+
+
+def require_width(recipe: Recipe, width: int) -> None:
+    """Raise ConfigError when codec or target space do not fit a teacher of `width` channels."""
+    rotation.require_width(parse_codec(recipe.cache.codec), width)
+    if recipe.loss.targets == "phi-s":
+        require_hadamard(width, "loss.targets=phi-s", "loss.targets=standardised")
 
 
 def covariance_of(recipe: Recipe, cache: TargetCache) -> np.ndarray | None:

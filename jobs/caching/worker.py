@@ -40,7 +40,7 @@ from dpal.targets import encode_batch
 from dpal.views.plan import ViewPlan
 from jobs.caching.batches import Renderer, Seen
 from jobs.caching.forward import HalvingForward
-from jobs.caching.plan import definition_of, is_calibrated, teacher_of
+from jobs.caching.plan import definition_of, is_calibrated, require_width, teacher_of
 
 LOG = logging.getLogger("dpal.cache")  # silent unless an actor opens it
 UNWRITTEN = 2  # batches whose records are made while the teacher works on the next
@@ -71,11 +71,12 @@ class ShardWorker:
 
     @cached_property
     def teacher(self) -> Teacher:
-        """The teacher, loaded at first use."""
+        """The teacher, loaded at first use. Raises ConfigError when a setting does not fit it."""
         torch.set_num_threads(self.threads)
         teacher = teacher_of(self.recipe)
         if teacher.identity != self.definition.teacher:
             raise DataError("the teacher's weights changed while the job was starting; run again")
+        require_width(self.recipe, teacher.width)
         return teacher.to(self.device)
 
     @cached_property

@@ -15,8 +15,9 @@ from data_tools.shard import read_shard
 from data_tools.storage import LocalStore
 from data_tools.target_audit import audit_targets
 from dpal.base.config import resolve_recipe
-from dpal.base.errors import DataError
+from dpal.base.errors import ConfigError, DataError
 from dpal.base.recipe import Recipe
+from dpal.model.teacher import Teacher
 from dpal.views.render import render
 from jobs import build_shards, cache_features
 from jobs.caching.plan import cache_of, covariance_of, teacher_of
@@ -181,3 +182,29 @@ def test_every_teacher_gets_a_cache_of_its_own(
     assert len({cache.header.digest for cache in caches}) == 2
     assert alone.detail.split(":")[0] == f"targets-{caches[0].header.digest}"
     assert not np.allclose(caches[0].covariance(), caches[1].covariance())
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "told"),
+    [
+        ("cache", {"codec": "pca256-int8"}, r"cache\.codec=pca256-int8: .* 192 channels; accepted"),
+        ("loss", {"targets": "phi-s"}, r"loss\.targets=phi-s: no Hadamard matrix .* 192 "),
+        ("cache", {"codec": "phis-int4"}, r"cache\.codec=phis-int4: no Hadamard matrix .* 192 "),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_teacher_is_refused_before_it_looks(
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    section: str,
+    setting: dict[str, str],
+    told: str,
+) -> None:
+    url = {"cache": recipe.cache.model_copy(update={"url": str(tmp_path / "none")})}
+    own = recipe.model_copy(update=url)
+    own = own.model_copy(update={section: getattr(own, section).model_copy(update=setting)})
+    monkeypatch.setattr("dpal.phi_s._is_paley", lambda _order: False)  # so that 192 has none
+    monkeypatch.setattr(Teacher, "__call__", None)  # it never looks
+    with pytest.raises(ConfigError, match=told):
+        ShardWorker(own).calibrate()
+    assert not (tmp_path / "none").exists()

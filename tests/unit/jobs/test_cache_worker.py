@@ -59,7 +59,7 @@ def recipe_of(tmp_path: Path, images: Path, weights: Path, **sections) -> Recipe
             "name": "worker",
             "output": str(tmp_path),
             "data": {"images": [str(images)], "samples_per_shard": 10},
-            "views": {"height": 128, "width": 64},
+            "views": {"height": 128, "width": 64, "count": 2},
             "teacher": {"kind": "timm", "name": NAME, "weights": str(weights), "input": [128, 64]},
             "cache": {"calibration_images": 12},
             "student": {"height": 128, "width": 64},

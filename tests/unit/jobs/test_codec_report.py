@@ -10,6 +10,7 @@ from dpal.base.codec import parse_codec
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
+from dpal.model.teacher import Teacher
 from dpal.record import RecordLayout
 from dpal.rotation import Rotation
 from jobs.__main__ import main
@@ -109,6 +110,14 @@ def test_words_that_fit_no_teacher_end_with_a_sentence(
     file = write_recipe(recipe, tmp_path / "recipe.yaml")
     assert main(["codecs", str(file), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_codec_that_does_not_fit_is_refused_before_the_teacher_looks(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Teacher, "__call__", None)
+    with pytest.raises(ConfigError, match=r"cache\.codec=pca256-int8.* 192 channels"):
+        codecs(recipe, ["int8", "pca256-int8"], 8)
 
 
 def test_a_method_without_teacher_has_nothing_to_store(tmp_path: Path) -> None:
