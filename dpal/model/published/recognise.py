@@ -3,6 +3,7 @@
 A file is tried with every kind that its names suggest; it fits where every tensor is accounted for.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,16 +11,35 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from dpal.base.errors import ConfigError
+from dpal.model.conv_teacher import ConvNetwork
 from dpal.model.published.mobilesam import ENCODER, load_mobilesam
 from dpal.model.published.solider import load_solider
 from dpal.model.published.vit import LoadedVit, grid_of, load_vit
 from dpal.model.timm_import import timm
 from dpal.model.timm_teacher import timm_network
-from dpal.model.weights import WeightsFile, bare, count_of
+from dpal.model.weights import HEADS, WeightsFile, bare, count_of
 
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
 SWINS = {96: ("tiny", "small"), 128: ("base",), 192: ("large",)}
 UNIHCP_PATCHES = 84 * 84
+RESNETS = {  # blocks of every stage, and whether they are bottlenecks
+    (2, 2, 2, 2, False): "resnet18",
+    (3, 4, 6, 3, False): "resnet34",
+    (3, 4, 6, 3, True): "resnet50",
+    (3, 4, 23, 3, True): "resnet101",
+    (3, 8, 36, 3, True): "resnet152",
+}
+CONVNEXTS = {  # width of the first stage, blocks of the third
+    (40, 6): "atto",
+    (48, 6): "femto",
+    (64, 6): "pico",
+    (80, 8): "nano",
+    (96, 9): "tiny",
+    (96, 27): "small",
+    (128, 27): "base",
+    (192, 27): "large",
+    (256, 27): "xlarge",
+}
 
 
 class Fit(NamedTuple):
@@ -70,6 +90,10 @@ def _suggested(state: Mapping[str, Any], source: Path) -> list[str]:
         return ["pass"]
     if "blocks.0.ls1.gamma" in names or "blocks.0.gamma_1" in names or "reg_token" in names:
         return _vits(names, "dinov3" if "pos_embed" not in names else "dinov2")
+    if "layer4.0.conv1.weight" in names:
+        return _resnets(names)
+    if "stages.3.0.dwconv.weight" in names or "stages.3.blocks.0.conv_dw.weight" in names:
+        return _convnexts(names)
     table = names.get("pos_embed")
     if not isinstance(table, Tensor) or table.ndim != 3:
         return []
@@ -104,6 +128,23 @@ def _swins(names: Mapping[str, Any]) -> list[str]:
         sizes = (sizes[count_of(dict(names), r"layers\.2\.blocks\.(\d+)\.") > 6],)
     found = [f"swin_{size}_patch4_window{w}" for size in sizes for w in ("7_224", "12_384")]
     return [name for name in found if timm.is_model(name)]
+
+
+def _resnets(names: Mapping[str, Any]) -> list[str]:
+    blocks = (count_of(dict(names), rf"layer{k}\.(\d+)\.") for k in range(1, 5))
+    stem = RESNETS.get((*blocks, "layer1.0.conv3.weight" in names))
+    found = [] if stem is None else [stem, f"{stem}d"]  # the second with a deep stem
+    deep = "conv1.0.weight" in names
+    return [name for name in found if name.endswith("d") == deep and timm.is_model(name)]
+
+
+def _convnexts(names: Mapping[str, Any]) -> list[str]:
+    weight = names.get("stem.0.weight", names.get("downsample_layers.0.0.weight"))
+    width = weight.shape[0] if isinstance(weight, Tensor) and weight.ndim == 4 else 0
+    size = CONVNEXTS.get((width, count_of(dict(names), r"stages\.2\.(?:blocks\.)?(\d+)\.")))
+    version = "v2" if any(".grn." in key for key in names) else ""
+    name = f"convnext{version}_{size}"
+    return [name] if timm.is_model(name) else []
 
 
 def _fit(kind: str, file: WeightsFile) -> Fit:
@@ -158,6 +199,11 @@ def _fit_vit(kind: str, loaded: LoadedVit) -> Fit:
 def _fit_timm(name: str, file: WeightsFile) -> Fit:
     network = timm_network(name, file.path, "norm", (256, 128), "fp32")
     model: Any = network.model
+    if isinstance(network, ConvNetwork):
+        own = model.state_dict().keys()  # a norm behind the pooling is named like a head
+        names = bare(file.state, file.path).state.keys() - own
+        left = Counter(key.split(".")[0] for key in names if key.startswith(HEADS))
+        return Fit({"kind": "timm", "name": name}, _conv_facts(network), dict(left))
     if hasattr(model, "layers"):
         facts = (("network", f"{type(model).__name__}, blocks {_join(map(_depth, model.layers))}"),)
         return Fit({"kind": "timm", "name": name}, facts, {})
@@ -165,6 +211,18 @@ def _fit_timm(name: str, file: WeightsFile) -> Fit:
     patch = model.patch_embed.patch_size[0]
     fed = [2 * (128 // patch) * patch, 128 // patch * patch]
     return Fit({"kind": "timm", "name": name, "input": fed}, facts, {})
+
+
+def _conv_facts(network: ConvNetwork) -> tuple[tuple[str, str], ...]:
+    model: Any = network.model
+    rows = [row for row in model.feature_info if row["reduction"] >= 4]
+    maps = ", ".join(f"stride {row['reduction']}: {row['num_chs']} channels" for row in rows)
+    pooled = "what the network pools of its last map" if network.pools else "the mean of the map"
+    return (
+        ("network", f"{type(model).__name__}, {network.width} channels in its last map"),
+        ("maps", f"{maps} (tap stage<k>: stride 4 * 2 ** k)"),
+        ("CLS", pooled),
+    )
 
 
 def _vit_text(model: Any) -> str:

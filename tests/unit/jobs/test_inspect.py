@@ -67,6 +67,28 @@ def test_a_timm_file_says_its_name(tmp_path, capsys) -> None:
     assert "safetensors" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet18", ["name resnet18:", "stride 16: 256 channels", "left out   fc 2"]),
+        ("convnext_atto", ["name convnext_atto:", "stride 16: 160 channels", "left out   head 2"]),
+    ],
+)
+def test_a_convolutional_network_says_its_name_its_maps_and_what_is_left_out(
+    tmp_path, capsys, name, words
+) -> None:
+    state = timm.create_model(name, num_classes=3).state_dict()
+    code, out, _ = inspect(capsys, save({"state_dict": state}, tmp_path))
+    assert code == EXIT_DONE
+    for word in (*words, "what the network pools"):
+        assert word in out
+    lacking = {key: value for key, value in state.items() if "bn2" not in key}
+    lacking.pop("stages.1.blocks.0.norm.bias", None)
+    code, out, _ = inspect(capsys, save(lacking, tmp_path))
+    assert code == EXIT_CONFIG
+    assert f"{name}: does not fit" in out
+
+
 def test_a_file_that_fits_nothing_says_what_is_wrong_and_exits_with_2(tmp_path, capsys) -> None:
     content = files.solider_file()
     del content["teacher"]["backbone.norm3.bias"]
