@@ -26,19 +26,16 @@ from dpal.views.plan import ViewPlan
 from jobs.backbones import last_checkpoint, student_of
 from jobs.caching.plan import definition_of, teacher_of
 from jobs.previews.index import Preview, PreviewIndex, read_previews, write_index
-from jobs.previews.pictures import (
-    Drawn,
-    Sample,
-    draw_composites,
+from jobs.previews.of_tokens import (
     draw_features,
     draw_masks,
     draw_own_features,
     draw_similarity,
-    draw_views,
-    make_sample,
     tokens_of,
 )
+from jobs.previews.of_views import draw_composites, draw_views
 from jobs.previews.saip import draw_saip
+from jobs.previews.sample import Drawn, Sample, make_sample
 from jobs.publish import new_folder
 from jobs.stage import StageResult
 

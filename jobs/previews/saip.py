@@ -8,7 +8,8 @@ from PIL import Image
 from dpal.saip.views import SaipPixels, SaipPlan, render_saip
 from dpal.views.render import PERSON_ALPHA
 from dpal.visualize import Picture, mosaic
-from jobs.previews.pictures import Drawn, centred
+from jobs.previews.of_views import centred
+from jobs.previews.sample import Drawn
 
 
 def draw_saip(
