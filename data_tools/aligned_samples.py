@@ -54,5 +54,6 @@ class _Rendering(JoinedRows):
             composite=self._composite,
             photometric=self.noise,
             records=self.records(),
+            regions=self.regions,
             boxes=self.boxes(),
         )

@@ -111,6 +111,7 @@ class JoinedRows:
         self.keys = [""] * size
         self.noise = np.zeros((size, 2 + self.crops, 6), dtype=np.float32)
         self.noise[:, :, :3] = 1.0
+        self.regions = np.empty((size, self.crops, 4), dtype=np.float32)
         self._records = samples.room_for_records(size)
         self._boxes: list[np.ndarray] = [np.empty((0, 4), dtype=np.float32)] * size
 
@@ -130,6 +131,8 @@ class JoinedRows:
         spec = self._base_spec(row, sample, view)
         crops = plan.crops(key, view, epoch, sample.size) if self.crops else []
         self.show(row, sample, spec, crops)
+        for i, crop in enumerate(crops):
+            self.regions[row, i] = region_in_view(crop, spec)
         if self.samples.needs.composite:
             self._compose(row, sample, plan.composite_index(key, epoch))
         if plan.views.photometric != "off":

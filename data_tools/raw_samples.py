@@ -87,6 +87,7 @@ class _Collecting(JoinedRows):
             backgrounds=self._raw.backgrounds,
             photometric=self.noise,
             records=self.records(),
+            regions=self.regions,
             boxes=self.boxes(),
         )
 

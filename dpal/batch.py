@@ -75,6 +75,8 @@ class TrainBatch:
         photometric: colour noise of every view, float32 [B, V, 6] (see `views.Photometric`).
         records: one entry for every teacher; empty with online targets.
         boxes: of the persons in the composites; None when not needed.
+        regions: where the crops lie in the base view: left, top, right, bottom as shares of its
+            width and height, float32 [B, C, 4]; right < left where a crop is its mirror image.
     """
 
     keys: tuple[str, ...]
@@ -83,6 +85,7 @@ class TrainBatch:
     composite: "np.ndarray | Tensor"
     photometric: np.ndarray
     records: tuple[Records, ...]
+    regions: np.ndarray
     boxes: Boxes | None = None
 
 
@@ -128,7 +131,7 @@ class RawBatch:
             when there are none.
         backgrounds: the pool behind the pairs: the same object in every batch of a run, so that it
             is uploaded once.
-        photometric, records, boxes: as in a `TrainBatch`.
+        photometric, records, regions, boxes: as in a `TrainBatch`.
     """
 
     keys: tuple[str, ...]
@@ -140,6 +143,7 @@ class RawBatch:
     backgrounds: Pictures
     photometric: np.ndarray
     records: tuple[Records, ...]
+    regions: np.ndarray
     boxes: Boxes | None = None
 
 

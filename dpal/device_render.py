@@ -52,6 +52,7 @@ class DeviceRenderer:
             composite=composite,
             photometric=batch.photometric,
             records=batch.records,
+            regions=batch.regions,
             boxes=batch.boxes,
         )
 

@@ -3,7 +3,7 @@
 Every function is pure, works in float32, and gives one value per image [B], whose mean is the
 loss: several teachers are weighed image by image. Targets carry no gradient.
 Legend: B images, V views, N tokens, D teacher width, H heads, K patterns, G x G token grid of a
-composite, M instances (persons) of a scene.
+composite, M instances (persons) of a scene, C regions (local crops) of a view.
 """
 
 from collections.abc import Sequence
@@ -96,19 +96,46 @@ def instance_features(patches: Tensor, boxes: Tensor, side: int, samples: int = 
         samples: S.
     """
     grid = round(patches.shape[1] ** 0.5)
-    columns = _linear_weights(boxes[..., 0], boxes[..., 2], grid, side, samples)  # [B, M, G]
-    rows = _linear_weights(boxes[..., 1], boxes[..., 3], grid, side, samples)
-    weights = (rows.unsqueeze(3) * columns.unsqueeze(2)).flatten(2)  # [B, M, G * G]
+    columns = _linear_weights(boxes[..., 0], boxes[..., 2], grid, side, 1, samples)  # [B, M, 1, G]
+    rows = _linear_weights(boxes[..., 1], boxes[..., 3], grid, side, 1, samples)
+    weights = (rows.transpose(2, 3) * columns).flatten(2)  # [B, M, G * G]
     return weights @ patches.float()
 
 
-def _linear_weights(low: Tensor, high: Tensor, grid: int, side: int, samples: int) -> Tensor:
-    """Mean weight of every grid line in linear interpolation at S points of [low, high]."""
-    share = (torch.arange(samples, device=low.device) + 0.5) / samples  # [S]
-    points = low.unsqueeze(-1) + share * (high - low).unsqueeze(-1)  # [B, M, S]
+def region_features(
+    patches: Tensor, regions: Tensor, grid: tuple[int, int], bins: tuple[int, int], samples: int = 2
+) -> Tensor:
+    """The tokens of parts of a view, RoIAlign: [B, N, D] -> [B, C, h * w, D].
+
+    As `instance_features`, with h x w bins for each region and S x S points in each bin. A region
+    that runs from right to left is read that way, which is what a mirrored crop shows.
+
+    Args:
+        regions: left, top, right, bottom as shares of the view's width and height [B, C, 4].
+        grid: rows and columns of the view's patches.
+        bins: h and w.
+        samples: S.
+    """
+    rows = _linear_weights(regions[..., 1], regions[..., 3], grid[0], 1, bins[0], samples)
+    columns = _linear_weights(regions[..., 0], regions[..., 2], grid[1], 1, bins[1], samples)
+    tokens = patches.float().unflatten(1, grid)
+    tall = torch.einsum("bchi,bijd->bchjd", rows, tokens)
+    return torch.einsum("bcwj,bchjd->bchwd", columns, tall).flatten(2, 3)
+
+
+def _linear_weights(
+    low: Tensor, high: Tensor, grid: int, side: int, bins: int, samples: int
+) -> Tensor:
+    """Mean weight of every grid line in linear interpolation at S points of each bin.
+
+    The bins cut [low, high] into equal parts; low and high are [B, M], the weights [B, M, bins, G].
+    """
+    share = (torch.arange(bins * samples, device=low.device) + 0.5) / (bins * samples)
+    points = low.unsqueeze(-1) + share * (high - low).unsqueeze(-1)  # [B, M, bins * S]
     places = (points * grid / side - 0.5).clamp(0, grid - 1)
     lines = torch.arange(grid, device=low.device)
-    return (1 - (places.unsqueeze(-1) - lines).abs()).clamp_min(0).mean(dim=-2)  # [B, M, G]
+    weights = (1 - (places.unsqueeze(-1) - lines).abs()).clamp_min(0)  # [B, M, bins * S, G]
+    return weights.unflatten(2, (bins, samples)).mean(dim=-2)
 
 
 def mse(projected: Tensor, target: Tensor) -> Tensor:

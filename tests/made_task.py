@@ -18,7 +18,7 @@ from dpal.method.proteus import ProteusTask
 from dpal.method.tinymim import TinyMimTask
 from dpal.model.tokens import Tokens
 from dpal.target_source import Targets
-from dpal.targets import TargetDefinition, TargetHeader
+from dpal.targets.header import TargetDefinition, TargetHeader
 from dpal.task import Moment, Task
 
 WIDTH = 24  # D
@@ -111,6 +111,9 @@ def made_batch(first: int = 0, size: int = 4) -> TrainBatch:
         composite=pixels(2, 128, 128, 3),
         photometric=noise,
         records=(),
+        regions=np.stack(
+            [np.random.default_rng([3, int(key)]).random((2, 4)) for key in keys]
+        ).astype(np.float32),
     )
 
 

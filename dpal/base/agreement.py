@@ -103,6 +103,11 @@ def _losses(recipe: "Recipe") -> str:
             f"loss.relation={loss.relation} needs composites; accepted are views.composites of 1 "
             "and more, or loss.relation=0"
         )
+    if loss.crop_patches and not loss.shape:
+        return (
+            "loss.crop_patches=True has no effect with loss.shape=0; accepted is to leave it out, "
+            "or a positive weight"
+        )
     return ""
 
 

@@ -62,6 +62,11 @@ class Loss(Section):
         description="what the relation term relates: all 'tokens' of a composite (reference), or "
         "the pooled 'instances' in the boxes of a real scene (views.composite=scenes)",
     )
+    crop_patches: bool = Field(
+        False,
+        description="also compare the patch tokens of local crops, with what RoIAlign cuts for "
+        "them out of the base view's target",
+    )
     shape_mask: Literal["fixed", "per-batch", "none", "flipped"] = Field(
         "fixed",
         description="'fixed': basis of the cache header; 'per-batch': principal component of the "

@@ -2,9 +2,12 @@
 
 With every level in use, one sample gives five decoder calls: identity from the base view and from
 each of two local crops, shape from the base view, relation from the composite (method: 2). A level
-of weight 0 is not computed, and its views are not rendered.
+of weight 0 is not computed, and its views are not rendered. With `loss.crop_patches` the shape of
+every local crop is compared too, with the tokens that RoIAlign cuts out of the base view's target;
+the shape term is then the mean over base view and crops.
 
-Legend: B samples, C local crops, D teacher width, K patterns, M instances of a scene.
+Legend: B samples, C local crops, N patches of the base view, n of a crop, D teacher width,
+K patterns, M instances of a scene.
 """
 
 from typing import NamedTuple
@@ -24,7 +27,7 @@ from dpal.model.static_decoder import build_decoder
 from dpal.model.tokens import Tokens
 from dpal.shape_mask import mask_of
 from dpal.target_source import Targets, TargetSource
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 from dpal.task import Moment
 
 
@@ -35,18 +38,34 @@ class Instances(NamedTuple):
     counts: Tensor
 
 
+class Crops(NamedTuple):
+    """Local crops whose patch tokens are compared.
+
+    Attributes:
+        patches: tokens of each crop, first crop 0 of every sample [C B, n, d].
+        regions: where they lie in the base view, see `TrainBatch` [B, C, 4].
+        grid: rows and columns of their tokens.
+    """
+
+    patches: Tensor
+    regions: Tensor
+    grid: tuple[int, int]
+
+
 class Seen(NamedTuple):
     """Student tokens of one batch; what only a level of weight 0 would need is not computed.
 
     Attributes:
         identities: CLS of the base view, then of each crop, [(1 + C) B, d].
         shape: patch tokens of the base view [B, N, d].
+        crops: None unless their patches are compared.
         relation: CLS and patch tokens of the composite [B, 1 + N', d].
         instances: boxes of the persons in the composite; None unless they are related.
     """
 
     identities: Tensor | None
     shape: Tensor | None
+    crops: Crops | None
     relation: Tensor | None
     instances: Instances | None
 
@@ -65,7 +84,7 @@ class DpalTask(AlignmentTask):
     @property
     def needs(self) -> Needs:
         return Needs(
-            crops=self.weights.identity > 0,
+            crops=self.weights.identity > 0 or self.weights.crop_patches,
             composite=self.weights.relation > 0,
             boxes=self._by_instance,
         )
@@ -76,7 +95,7 @@ class DpalTask(AlignmentTask):
     def look(self, batch: TrainBatch, moment: Moment) -> Seen:
         """Student tokens; what has the same shape goes through the student at once."""
         suit_attention(self.student, self.device)
-        identities = shape = relation = instances = None
+        identities = shape = parts = relation = instances = None
         noise = batch.photometric  # [B, V, 6]
         if self.weights.identity or self.weights.shape:
             with self.paths(batch.keys, moment, 0):
@@ -90,25 +109,38 @@ class DpalTask(AlignmentTask):
                 assert batch.boxes is not None
                 on_device = (torch.from_numpy(part).to(self.device) for part in batch.boxes)
                 instances = Instances(*on_device)
-        if self.weights.identity:
+        if self.needs.crops:
             # First crop 0 of every sample, then crop 1 ...
             crops = batch.crops.swapaxes(0, 1).reshape(-1, *batch.crops.shape[2:])
             rows = np.swapaxes(noise[:, 2:], 0, 1).reshape(-1, noise.shape[2])
             with self.paths(batch.keys, moment, 2, copies=batch.crops.shape[1]):
-                close = self.student(self.pixels(crops, rows))
-            identities = torch.cat([identities, close.cls])
-        return Seen(identities, shape, relation, instances)
+                pixels = self.pixels(crops, rows)
+                close = self.student(pixels)
+            if self.weights.identity:
+                identities = torch.cat([identities, close.cls])
+            if self.weights.crop_patches:
+                regions = torch.from_numpy(batch.regions).to(self.device)
+                parts = Crops(close.patches, regions, self.student.grid_of(*pixels.shape[2:]))
+        return Seen(identities, shape, parts, relation, instances)
 
     def align(
         self, teacher: int, seen: Seen, targets: Targets, raw: Targets, moment: Moment
     ) -> Alignment:
         calls, patterns = self._decode(self.decoder[teacher], seen, len(raw.base.cls))
-        mask = None
+        header, mask = self._sources[teacher].header, None
         if self.weights.shape:
-            header = self._sources[teacher].header
             mask = mask_of(self.weights.shape_mask, raw.base.patches, header)
         with torch.autocast(self.device.type, enabled=False):
-            return self._compare(calls, patterns, targets, mask, moment, seen.instances)
+            shapes = [(targets.base.patches, mask)]
+            if seen.crops is not None:
+                tokens, masks = (
+                    objective.region_features(
+                        whole, seen.crops.regions, header.definition.grid, seen.crops.grid
+                    ).unbind(1)
+                    for whole in shapes[0]
+                )
+                shapes += zip(tokens, masks, strict=True)
+            return self._compare(calls, patterns, targets, shapes, moment, seen.instances)
 
     def _decode(
         self, decoder: nn.Module, seen: Seen, size: int
@@ -124,6 +156,11 @@ class DpalTask(AlignmentTask):
         if self.weights.shape:
             calls.append(decoder(seen.shape, Pattern.SHAPE))
             patterns.append(Pattern.SHAPE)
+        if seen.crops is not None:
+            parts = decoder(seen.crops.patches, Pattern.SHAPE)
+            count = seen.crops.regions.shape[1]
+            calls += _split(parts, count)
+            patterns += [Pattern.SHAPE] * count
         if self.weights.relation:
             calls.append(decoder(seen.relation, Pattern.RELATION))
             patterns.append(Pattern.RELATION)
@@ -134,7 +171,7 @@ class DpalTask(AlignmentTask):
         calls: list[Decoded],
         patterns: list[Pattern],
         targets: Targets,
-        mask: Tensor | None,
+        shapes: list[tuple[Tensor, Tensor | None]],
         moment: Moment,
         instances: Instances | None,
     ) -> Alignment:
@@ -146,8 +183,9 @@ class DpalTask(AlignmentTask):
             vectors = [call.tokens.squeeze(1) for call in of[Pattern.IDENTITY]]
             identity = objective.identity_loss(vectors, targets.base.cls)
         if weights.shape:
-            assert mask is not None
-            shape = objective.shape_loss(of[Pattern.SHAPE][0].tokens, targets.base.patches, mask)
+            views = zip(of[Pattern.SHAPE], shapes, strict=True)
+            terms_of_views = [objective.shape_loss(y.tokens, t, m) for y, (t, m) in views]
+            shape = torch.stack(terms_of_views).mean(dim=0)
         if weights.relation:
             assert targets.composite is not None
             tokens = of[Pattern.RELATION][0].tokens

@@ -17,11 +17,13 @@ from data_tools.opened import OPENING
 from data_tools.order import Order
 from data_tools.skips import SkipList
 from data_tools.storage import LocalStore
+from data_tools.synthetic.scene import PERSON_SIZE
 from data_tools.target_tar import TargetShard, offset_of
 from dpal.base.errors import DataError
 from dpal.base.recipe import Recipe
 from dpal.batch import Needs, TrainBatch
 from dpal.record import stored_spec
+from dpal.views.boxes import region_in_view
 from dpal.views.plan import ViewPlan
 from jobs.caching.plan import cache_of
 
@@ -143,3 +145,18 @@ def test_a_sample_with_a_damaged_record_is_replaced_or_stops_the_run(recipe: Rec
             np.testing.assert_array_equal(
                 batch.records[0].composite[row], files["composite-0"][name]
             )
+
+
+def test_a_batch_says_where_its_crops_lie_in_the_base_views_that_it_shows(recipe: Recipe) -> None:
+    plan = ViewPlan(recipe.seed, recipe.views)
+    flips = set()
+    for number, batch in enumerate(read(recipe, 10, Needs(crops=True, composite=False))):
+        epoch = number * 8 // 40
+        assert batch.regions.shape == (8, recipe.views.crops, 4)
+        for row, key in enumerate(batch.keys):
+            base = stored_spec(batch.records[0].base[row], "view")
+            crops = plan.crops(key, plan.view_index(key, epoch), epoch, PERSON_SIZE)
+            expected = [region_in_view(crop, base) for crop in crops]
+            np.testing.assert_allclose(batch.regions[row], expected, rtol=1e-6)
+            flips |= {(base.flip, crop.flip) for crop in crops}
+    assert len(flips) == 4

@@ -16,6 +16,7 @@ from dpal.base.errors import ConfigError
 from dpal.base.teachers import IMAGENET_MEAN, IMAGENET_STD
 from dpal.method.proteus import ProteusTask
 from dpal.model.decoder import Pattern
+from dpal.objective import region_features
 from dpal.task import Task
 
 from made_task import (
@@ -296,3 +297,39 @@ def test_dpal_is_the_weighted_sum_of_its_five_terms(step: int) -> None:
     weight = {**loss, "router": 0.2 if step < 10 else 0.07}
     total = sum(weight[name] * value for name, value in expected.items())
     assert actual["loss"] == pytest.approx(total, rel=1e-3)
+
+
+def test_dpal_compares_the_patches_of_crops_with_what_lies_there_in_the_base_view() -> None:
+    loss = {"identity": 0, "relation": 0, "crop_patches": True}
+    task, batch = built("dpal", loss=loss), made_batch(size=2)
+    assert task.needs.crops
+    assert not task.needs.composite
+    decoder, header = task.decoder[0], MadeTargets().header
+    with torch.no_grad():
+        views = [batch.base, *(batch.crops[:, i] for i in range(2))]
+        calls = [decoder(task.student(pixels_of(v)).patches, Pattern.SHAPE) for v in views]
+    _, patches = targets_of(batch)
+    mask = np.clip((patches @ header.direction.astype(float) + 1.5) / 3, 0, 1)[..., None]
+    pairs = [(patches, mask)]
+    for i in range(2):
+        regions = torch.from_numpy(batch.regions[:, i : i + 1])
+        pairs.append(
+            tuple(
+                array(region_features(torch.from_numpy(x), regions, GRID, (4, 3))[:, 0])
+                for x in (patches, mask)
+            )
+        )
+    errors = [
+        ((m * (array(call.tokens) - t)) ** 2).mean()
+        for call, (t, m) in zip(calls, pairs, strict=True)
+    ]
+    actual = terms(task, batch)
+    assert actual["shape"] == pytest.approx(np.mean(errors), rel=1e-3)
+    router = np.mean([-np.log(softmax(array(c.routing.logits))[:, 1]).mean() for c in calls])
+    assert actual["router"] == pytest.approx(router, rel=1e-3)
+
+
+def test_patches_of_crops_are_compared_with_students_of_every_family() -> None:
+    loss = {"identity": 0, "relation": 0, "crop_patches": True}
+    swin = built("dpal", loss=loss, student={"name": "swin_tiny"}, decoder={"patterns": 2})
+    assert np.isfinite(terms(swin, made_batch(size=2))["shape"])

@@ -46,10 +46,10 @@ def test_relation_is_the_divergence_of_affinity_rows() -> None:
 
 
 def bilinear(grid: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Value at (x, y) of tokens [G, G, D], token (i, j) at row i and column j; edges go on."""
-    last = len(grid) - 1
-    x, y = min(max(x, 0.0), last), min(max(y, 0.0), last)
-    left, top = min(int(x), last - 1), min(int(y), last - 1)
+    """Value at (x, y) of tokens [G, H, D], token (i, j) at row i and column j; edges go on."""
+    rows, columns = grid.shape[:2]
+    x, y = min(max(x, 0.0), columns - 1), min(max(y, 0.0), rows - 1)
+    left, top = min(int(x), columns - 2), min(int(y), rows - 2)
     a, b = x - left, y - top
     upper = (1 - a) * grid[top, left] + a * grid[top, left + 1]
     lower = (1 - a) * grid[top + 1, left] + a * grid[top + 1, left + 1]
@@ -73,6 +73,37 @@ def test_an_instance_is_the_mean_of_bilinear_samples_in_its_box() -> None:
                 for j in range(samples)
             ]
             np.testing.assert_allclose(actual[b, m], np.mean(points, axis=0), atol=1e-5)
+
+
+def test_the_tokens_of_a_region_are_the_means_of_bilinear_samples_in_its_bins() -> None:
+    tokens, (rows, columns), (height, width) = RNG.normal(size=(2, 32, 5)), (8, 4), (4, 3)
+    regions = RNG.uniform(0, 1, (2, 3, 4))
+    regions[0, 0], regions[0, 1] = (0, 0, 1, 1), (0.9, 0.2, 0.4, 0.7)  # all; mirrored
+    found = objective.region_features(tensor(tokens), tensor(regions), (8, 4), (4, 3)).numpy()
+    assert found.shape == (2, 3, 12, 5)
+    for b in range(2):
+        for c, (left, top, right, bottom) in enumerate(regions[b]):
+            for i in range(height):
+                for j in range(width):
+                    points = [
+                        bilinear(
+                            tokens[b].reshape(rows, columns, 5),
+                            (left + (j + k) / width * (right - left)) * columns - 0.5,
+                            (top + (i + m) / height * (bottom - top)) * rows - 0.5,
+                        )
+                        for k in (0.25, 0.75)
+                        for m in (0.25, 0.75)
+                    ]
+                    expected = np.mean(points, axis=0)
+                    np.testing.assert_allclose(found[b, c, i * width + j], expected, atol=1e-5)
+
+
+def test_a_whole_view_as_its_own_region_is_itself_and_mirrored_its_mirror_image() -> None:
+    tokens = tensor(RNG.normal(size=(1, 32, 5)))
+    regions = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [1.0, 0.0, 0.0, 1.0]]])
+    plain, mirrored = objective.region_features(tokens, regions, (8, 4), (8, 4), samples=1)[0]
+    assert torch.allclose(plain, tokens[0], atol=1e-6)
+    assert torch.allclose(mirrored, tokens.unflatten(1, (8, 4)).flip(2).flatten(1, 2)[0], atol=1e-6)
 
 
 def test_a_box_over_one_token_is_that_token_when_its_neighbours_are_alike() -> None:

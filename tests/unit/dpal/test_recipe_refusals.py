@@ -49,6 +49,11 @@ REFUSED: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
         ("loss.targets=raw", "phi-s", "loss.teacher_drop=0"),
     ),
     ("dropping the only teacher", {"loss": {"teacher_drop": 0.3}}, ("loss.teacher_drop=0.3",)),
+    (
+        "patches of crops without their term",
+        {"loss": {"crop_patches": True, "shape": 0}},
+        ("loss.crop_patches=True", "loss.shape=0"),
+    ),
     ("relations without composites", {"views": {**SIZE, "composites": 0}}, ("loss.relation=1.0",)),
     (
         "relations without an expert",

@@ -69,7 +69,7 @@ def both(recipe: Recipe, count: int = 2) -> list[tuple[TrainBatch, TrainBatch, L
 def check_same(recipe: Recipe, count: int = 2) -> None:
     for loader, device, losses, losses_of_device in both(recipe, count):
         assert loader.keys == device.keys
-        for name in ("base", "crops", "composite", "photometric"):
+        for name in ("base", "crops", "composite", "photometric", "regions"):
             a, b = np.asarray(getattr(loader, name)), np.asarray(getattr(device, name))
             assert a.shape == b.shape, name
             assert np.array_equal(a, b), name
