@@ -5,6 +5,7 @@ a lost actor had goes back to the front. A shard that lost its actor once runs a
 so that another one is not blamed for it.
 """
 
+import math
 import statistics
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
@@ -14,7 +15,9 @@ from dpal.base.errors import DataError
 DEPTH = 2
 RETRIES = 3  # of a shard whose actor was lost
 SLOW, ENOUGH = 3.0, 3  # times the median of this many shards: then an idle actor does it, too
+RECENT = 101  # shards that the median is of: a job of millions asks for it in every idle moment
 LEAST_S = 10.0  # a shard faster than this is never done twice
+LOOK_S = 1.0  # between two looks for a slow shard that found none
 
 
 class Schedule:
@@ -31,8 +34,8 @@ class Schedule:
         # {actor: {shard: since when}}, the oldest first: that one has the teacher.
         self._held: dict[Hashable, dict[str, float]] = {}
         self._lost: Counter[str] = Counter()
-        self._seconds: list[float] = []
-        self._clock = clock
+        self._seconds: deque[float] = deque(maxlen=RECENT)
+        self._clock, self._looked = clock, -math.inf
 
     @property
     def left(self) -> int:
@@ -99,7 +102,7 @@ class Schedule:
 
     def _straggler(self) -> str | None:
         """The shard that one actor alone has had for much longer than usual."""
-        if len(self._seconds) < ENOUGH:
+        if len(self._seconds) < ENOUGH or self._clock() - self._looked < LOOK_S:
             return None
         limit = max(LEAST_S, SLOW * statistics.median(self._seconds))
         copies = Counter(name for held in self._held.values() for name in held)
@@ -110,4 +113,7 @@ class Schedule:
             for name, since in held.items()
             if copies[name] == 1 and name in self._open and now - since > limit
         ]
-        return min(slow)[1] if slow else None
+        if slow:
+            return min(slow)[1]
+        self._looked = now
+        return None

@@ -1,6 +1,7 @@
 """Shards among actors: each is finished once, whoever dies, hangs, or is slow."""
 
 import random
+import time
 
 import pytest
 
@@ -100,6 +101,20 @@ def test_the_deadline_counts_from_when_a_shard_has_the_teacher() -> None:
     assert schedule.overdue(10) == []
     clock.now += 2
     assert schedule.overdue(10) == ["a"]
+
+
+def test_idle_actors_cost_no_more_after_many_shards() -> None:
+    clock, count = Clock(), 50_000
+    schedule = Schedule(names(count), clock)
+    assert schedule.take("slow") == "p-0.tar"
+    for _ in range(count - 1):
+        clock.now += 1
+        schedule.finished("quick", schedule.take("quick"))
+    schedule.finished("slow", "p-0.tar")
+    begin = time.process_time()
+    for actor in range(2000):  # a median of all that were done would take ten milliseconds each
+        assert schedule.take(actor) is None
+    assert time.process_time() - begin < 2.0
 
 
 @pytest.mark.parametrize("seed", range(20))
