@@ -29,7 +29,8 @@ from data_tools.target_tar import TargetShard, TargetTarBuilder
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.record import damaged_rows, spec_numbers
-from dpal.targets import TargetHeader, decode_batch, encode_batch
+from dpal.targets.coding import decode_batch, encode_batch
+from dpal.targets.header import TargetHeader
 from dpal.views.plan import ViewPlan
 from jobs.caching.worker import ShardWorker
 

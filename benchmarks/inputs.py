@@ -29,7 +29,8 @@ from dpal.batch import Needs, Records, TrainBatch
 from dpal.calibration import fit_header
 from dpal.model.timm_import import timm
 from dpal.record import Kind, spec_numbers
-from dpal.targets import TargetDefinition, TargetHeader, encode_batch
+from dpal.targets.coding import encode_batch
+from dpal.targets.header import TargetDefinition, TargetHeader
 from dpal.views.plan import ViewPlan
 from jobs import build_shards
 from jobs.caching.worker import ShardWorker

@@ -30,7 +30,7 @@ from dpal.base.inputs import Views
 from dpal.base.recipe import Recipe
 from dpal.base.telemetry import Telemetry
 from dpal.record import Kind, RecordLayout
-from dpal.targets import TargetDefinition, TargetHeader
+from dpal.targets.header import TargetDefinition, TargetHeader
 
 HEADER = "header.json"
 ROWS_KEPT = 4096

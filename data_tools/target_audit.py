@@ -9,7 +9,7 @@ from data_tools.software import MADE_WITH
 from data_tools.storage import ObjectStore
 from data_tools.target_tar import TargetShard
 from dpal.base.errors import DataError
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 
 MEND = "delete it and its ledger row, then run `dpal cache` again"
 MEND_ROW = "delete it, then run `dpal cache` again"

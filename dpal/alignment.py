@@ -18,7 +18,7 @@ from dpal.device_render import DeviceRenderer
 from dpal.dropping import kept_teachers
 from dpal.target_source import Targets, TargetSource
 from dpal.target_space import target_space
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 from dpal.task import Losses, Moment, Task
 from dpal.views.plan import ViewPlan
 

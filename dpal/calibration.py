@@ -12,7 +12,7 @@ import numpy as np
 from dpal.base.codec import parse_codec
 from dpal.base.errors import DataError
 from dpal.rotation import Rotation
-from dpal.targets import TargetDefinition, TargetHeader
+from dpal.targets.header import TargetDefinition, TargetHeader
 
 EPS = 1e-3  # least deviation of a channel, as a share of the largest
 PERCENTILES = (0.5, 99.5)  # of the calibration projections, mapped to mask 0 and 1

@@ -20,7 +20,8 @@ import numpy as np
 from dpal.model.tokens import Tokens
 from dpal.quantise import GROUP, LIMITS
 from dpal.record import Kind
-from dpal.targets import TargetHeader, decode_batch, encode_batch, stored_patches
+from dpal.targets.coding import decode_batch, encode_batch, stored_patches
+from dpal.targets.header import TargetHeader
 
 FLOAT_LIMITS = {"fp16": 2**10, "fp32": 2**23}  # steps up to a token's largest number
 

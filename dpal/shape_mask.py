@@ -9,7 +9,7 @@ Legend: B samples, N patches, D teacher width.
 import torch
 from torch import Tensor
 
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 
 
 def mask_of(kind: str, patches: Tensor, header: TargetHeader) -> Tensor:

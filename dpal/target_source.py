@@ -12,7 +12,8 @@ from torch import Tensor
 from dpal.batch import TrainBatch
 from dpal.model.tokens import FrozenBackbone, Tokens
 from dpal.pixels import noisy_pixels
-from dpal.targets import TargetHeader, decode_batch
+from dpal.targets.coding import decode_batch
+from dpal.targets.header import TargetHeader
 
 
 class Targets(NamedTuple):

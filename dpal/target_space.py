@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dpal.model.tokens import Tokens
 from dpal.phi_s import PhiS
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 
 SpaceName = Literal["raw", "standardised", "phi-s"]
 

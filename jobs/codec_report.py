@@ -26,7 +26,8 @@ from dpal.phi_s import hadamard
 from dpal.quantise import quantise
 from dpal.record import RecordLayout
 from dpal.target_source import Targets
-from dpal.targets import TargetHeader, stored_patches
+from dpal.targets.coding import stored_patches
+from dpal.targets.header import TargetHeader
 from jobs.caching.plan import single_teacher_recipes, teacher_names
 from jobs.codec_sample import Sample, draw_sample, through
 from jobs.publish import write_text

@@ -26,7 +26,8 @@ from dpal.model.tokens import Tokens
 from dpal.record import SPEC_NUMBERS, Kind
 from dpal.rotation import Rotation, require_width
 from dpal.target_source import OnlineTargets, Targets
-from dpal.targets import TargetDefinition, TargetHeader, decode_batch, encode_batch
+from dpal.targets.coding import decode_batch, encode_batch
+from dpal.targets.header import TargetDefinition, TargetHeader
 from dpal.task import Moment, Task
 from jobs.caching.plan import definition_of, teacher_of
 from jobs.train import make_loader

@@ -33,7 +33,7 @@ from dpal.method.build import build_task
 from dpal.parity import Bounds, Compared, bounds_of, compare
 from dpal.record import Kind
 from dpal.target_source import CachedTargets, OnlineTargets, Targets
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 from dpal.task import Moment, Task
 from dpal.views.plan import ViewPlan
 from jobs.caching.plan import covariance_of, teacher_of

@@ -21,7 +21,7 @@ from dpal.base.saip import Saip
 from dpal.model.student import FrozenStudent
 from dpal.model.tokens import Tokens
 from dpal.saip.views import SaipPlan
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 from dpal.views.plan import ViewPlan
 from jobs.backbones import last_checkpoint, student_of
 from jobs.caching.plan import definition_of, teacher_of

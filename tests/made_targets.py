@@ -1,6 +1,6 @@
 """A target definition for tests of headers, masks and spaces: of nothing, but valid."""
 
-from dpal.targets import TargetDefinition
+from dpal.targets.header import TargetDefinition
 
 GRID = (8, 4)  # patches of a base view
 DEFINITION = TargetDefinition(

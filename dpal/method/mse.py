@@ -19,7 +19,7 @@ from dpal.model.attention import suit_attention
 from dpal.model.static_decoder import projection
 from dpal.model.tokens import Tokens
 from dpal.target_source import Targets, TargetSource
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 from dpal.task import Moment
 
 

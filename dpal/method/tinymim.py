@@ -26,7 +26,7 @@ from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.model.attention import suit_attention
 from dpal.target_source import Targets, TargetSource
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 from dpal.task import Moment
 
 

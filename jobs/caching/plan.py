@@ -20,7 +20,7 @@ from dpal.base.teachers import teacher_name
 from dpal.base.telemetry import Telemetry
 from dpal.model.teacher import Teacher, build_teacher, teacher_identity
 from dpal.phi_s import require_hadamard
-from dpal.targets import TargetDefinition
+from dpal.targets.header import TargetDefinition
 from dpal.views.plan import ViewPlan
 
 

@@ -20,7 +20,7 @@ from dpal.base.errors import EXIT_DATA, EXIT_DONE, ConfigError
 from dpal.base.recipe import Recipe
 from dpal.chance import generator
 from dpal.parity import bounds_of, compare
-from dpal.targets import encode_batch
+from dpal.targets.coding import encode_batch
 from jobs.caching.plan import single_teacher_recipes, teacher_names
 from jobs.caching.worker import ShardWorker
 

@@ -36,7 +36,7 @@ from dpal.calibration import fit_calibration
 from dpal.model.teacher import Teacher
 from dpal.model.tokens import Tokens
 from dpal.pixels import noisy_pixels
-from dpal.targets import encode_batch
+from dpal.targets.coding import encode_batch
 from dpal.views.plan import ViewPlan
 from jobs.caching.batches import Renderer, Seen
 from jobs.caching.forward import HalvingForward

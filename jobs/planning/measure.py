@@ -30,7 +30,7 @@ from dpal.base.inputs import Storage
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import teacher_name
-from dpal.targets import decode_batch, encode_batch
+from dpal.targets.coding import decode_batch, encode_batch
 from jobs.caching.batches import Renderer
 from jobs.caching.plan import single_teacher_recipes
 from jobs.caching.worker import ShardWorker

@@ -9,7 +9,7 @@ import torch
 from dpal.calibration import fit_header
 from dpal.model.tokens import FrozenBackbone, Tokens
 from dpal.shape_mask import mask_of
-from dpal.targets import TargetDefinition, TargetHeader
+from dpal.targets.header import TargetDefinition, TargetHeader
 from dpal.views.specs import CompositeSpec
 from dpal.visualize import feature_maps, heat_overlay, mark_point, mosaic, similarity_map, stretch
 from jobs.previews.sample import Drawn, Sample

@@ -26,7 +26,8 @@ from dpal.base.errors import DataError
 from dpal.base.inputs import Views
 from dpal.calibration import fit_header
 from dpal.record import spec_numbers
-from dpal.targets import TargetDefinition, TargetHeader, encode_batch
+from dpal.targets.coding import encode_batch
+from dpal.targets.header import TargetDefinition, TargetHeader
 from dpal.views.specs import Box, ViewSpec
 
 KEYS = tuple(f"{index:016x}" for index in range(6))

@@ -15,7 +15,8 @@ import pytest
 from data_tools.target_tar import TargetTarBuilder
 from dpal.calibration import fit_header
 from dpal.record import spec_numbers
-from dpal.targets import TargetHeader, decode_batch, encode_batch
+from dpal.targets.coding import decode_batch, encode_batch
+from dpal.targets.header import TargetHeader
 from dpal.views.specs import Box, ViewSpec
 
 from made_targets import DEFINITION, GRID

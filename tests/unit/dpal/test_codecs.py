@@ -21,7 +21,8 @@ from dpal.calibration import fit_header
 from dpal.quantise import pack_nibbles, quantise, times_scales, unpack_nibbles
 from dpal.record import RecordLayout
 from dpal.shape_mask import mask_of
-from dpal.targets import TargetHeader, decode_batch, encode_batch, stored_patches
+from dpal.targets.coding import decode_batch, encode_batch, stored_patches
+from dpal.targets.header import TargetHeader
 
 from made_targets import DEFINITION, GRID
 from made_task import made_header

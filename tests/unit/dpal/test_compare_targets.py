@@ -10,7 +10,8 @@ from dpal.calibration import fit_header
 from dpal.model.tokens import Tokens
 from dpal.parity import bounds_of, compare
 from dpal.record import spec_numbers
-from dpal.targets import TargetHeader, encode_batch
+from dpal.targets.coding import encode_batch
+from dpal.targets.header import TargetHeader
 from dpal.views.specs import Box, ViewSpec
 
 from made_targets import DEFINITION

@@ -6,7 +6,7 @@ import torch
 
 from dpal.calibration import fit_header
 from dpal.shape_mask import batch_mask, mask_of
-from dpal.targets import TargetHeader
+from dpal.targets.header import TargetHeader
 
 from made_targets import DEFINITION, GRID
 

@@ -13,11 +13,8 @@ from dpal.base.errors import DataError
 from dpal.base.inputs import Views
 from dpal.calibration import fit_header
 from dpal.record import damaged_rows, spec_numbers, spec_of
-from dpal.targets import (
-    TargetHeader,
-    decode_batch,
-    encode_batch,
-)
+from dpal.targets.coding import decode_batch, encode_batch
+from dpal.targets.header import TargetHeader
 from dpal.views.plan import ViewPlan
 from dpal.views.specs import Box, ViewSpec
 
@@ -175,5 +172,5 @@ def test_tokens_that_say_nothing_cannot_be_calibrated() -> None:
 
 
 def test_records_can_be_handled_without_torch() -> None:
-    code = "import dpal.targets, dpal.record, sys; assert 'torch' not in sys.modules"
+    code = "import dpal.targets.coding, dpal.record, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

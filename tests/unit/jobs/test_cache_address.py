@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from data_tools.backgrounds import BackgroundPool, load_backgrounds
 from data_tools.manifest import Manifest, manifest_of
-from dpal import targets
 from dpal.base.methods import Mse
 from dpal.base.recipe import Recipe
 from dpal.model import teacher as teachers
+from dpal.targets.header import TARGET_VERSION, TargetDefinition
 from dpal.views import plan
 from jobs import cache_features
 from jobs.caching.plan import definition_of
@@ -145,8 +145,8 @@ def test_the_version_of_the_definition_and_of_the_library_are_in_the_address(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = definition_of(world.recipe, world.manifest, world.pool)
-    assert plain.version == targets.TARGET_VERSION
-    again = targets.TargetDefinition(**{**vars(plain), "version": plain.version + 1})
+    assert plain.version == TARGET_VERSION
+    again = TargetDefinition(**{**vars(plain), "version": plain.version + 1})
     assert again.digest != plain.digest
     monkeypatch.setattr(teachers, "version", lambda name: "99.1.2")
     other = definition_of(world.recipe, world.manifest, world.pool)

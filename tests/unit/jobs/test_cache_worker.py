@@ -22,7 +22,7 @@ from dpal.base.recipe import Recipe
 from dpal.model.timm_import import timm
 from dpal.model.tokens import Tokens
 from dpal.record import spec_of
-from dpal.targets import decode_batch
+from dpal.targets.coding import decode_batch
 from dpal.views.render import render, render_composite
 from jobs import build_shards, cache_features
 from jobs.caching import worker as cache_worker
