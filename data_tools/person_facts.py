@@ -3,7 +3,7 @@
 Legend: m persons, k keypoints of one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from sys import float_info
 from typing import Any
 
@@ -34,6 +34,48 @@ def moved(
     if "masks" in told:
         told["masks"] = [_mask(mask, left, top) for mask in told["masks"]]
     return told
+
+
+def scaled(facts: dict[str, Any], across: float, down: float) -> dict[str, Any]:
+    """The facts of a picture scaled by two factors; a mask as RLE says them: `scale`."""
+
+    def number(value: float, place: int) -> float:
+        return round(value * (down if place % 2 else across), 2)
+
+    def numbers(values: Sequence[float]) -> list[float]:
+        return [number(value, place) for place, value in enumerate(values)]
+
+    told = dict(facts)
+    for name in BOXES:
+        if name in told:
+            told[name] = [box and numbers(box) for box in told[name]]
+    if "keypoints" in told:
+        told["keypoints"] = [
+            points and [[*numbers(point[:2]), *point[2:]] for point in points]
+            for points in told["keypoints"]
+        ]
+    if "masks" in told:
+        told["masks"] = [
+            [numbers(polygon) for polygon in mask]
+            if isinstance(mask, list)
+            else mask and {**mask, "scale": [round(across, 6), round(down, 6)]}
+            for mask in told["masks"]
+        ]
+    return told
+
+
+def present(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts without the persons of whom no box is in the picture."""
+    boxes = facts.get("boxes")
+    if not boxes or None not in boxes:
+        return facts
+    here = [place for place, box in enumerate(boxes) if box is not None]
+    return {
+        name: [value[place] for place in here]
+        if name in (*PLACED, "persons") and len(value) == len(boxes)
+        else value
+        for name, value in facts.items()
+    }
 
 
 def require_placed(facts: Mapping[str, Any], where: str) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data_tools.cutting import sample_bytes
 from data_tools.ingest import check_rejects, list_items, survey
 from data_tools.ledger import TRAIN, VALIDATION, Ledger
 from data_tools.ledger_rows import Sample
 from data_tools.manifest import Manifest
-from data_tools.policy import POLICY_VERSION, sample_bytes
+from data_tools.policy import POLICY_VERSION
 from data_tools.scene_source import SceneFolder
 from data_tools.scenes import scenes_url
 from data_tools.shard_writer import (

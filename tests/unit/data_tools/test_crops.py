@@ -4,14 +4,16 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.cutting import made, sample_bytes
 from data_tools.manifest import Manifest
-from data_tools.policy import Kept, Refused, judge, made, sample_bytes
+from data_tools.policy import Kept, Refused, judge
 from data_tools.shard import read_shard
 from data_tools.source import Item
 from data_tools.storage import LocalStore
@@ -262,22 +264,22 @@ def test_shards_made_with_other_settings_are_not_taken_for_these(tmp_path: Path)
 def test_spooled_or_made_again_a_crop_has_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data_tools import ledger, policy
+    from data_tools import cutting, ledger, policy
     from data_tools.spool import Spool
 
     decodes = []
 
-    def counted(name: str) -> None:
-        decode = getattr(policy, name)
+    def counted(module: ModuleType, name: str) -> None:
+        decode = getattr(module, name)
 
         def counting(*args: object) -> object:
             decodes.append(1)
             return decode(*args)
 
-        monkeypatch.setattr(policy, name, counting)
+        monkeypatch.setattr(module, name, counting)
 
-    counted("decode_rgb")  # of all persons of a picture
-    counted("decode_region")  # of one that is made again
+    counted(policy, "decode_rgb")  # of all persons of a picture
+    counted(cutting, "decode_region")  # of one that is made again
     table = write_table(tmp_path / "in")
     data = Data(images=("persons.csv",), samples_per_shard=5)
     first = build_shards([str(table)], str(tmp_path / "all"), data, Storage())
