@@ -1,21 +1,18 @@
 """Remote object stores through fsspec, with this project's own retries and error sentences."""
 
-import asyncio
 import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.asyn import sync
-
 from data_tools.direct_get import DirectGet, NotServed
 from data_tools.failures import code_of, is_conflict, judge_failure, scrub, tell, wait_asked_for
+from data_tools.filesystem import check_scheme, open_filesystem, within
 from data_tools.storage import Buffer, Listed, check_name, require_length
-from dpal.base.errors import ConfigError, DataError, DpalError, StorageError
+from dpal.base.errors import DataError, DpalError, StorageError
 from dpal.base.inputs import Storage
 from dpal.base.telemetry import STORAGE_RETRIES, Telemetry
 
@@ -51,7 +48,7 @@ class RemoteStore:
         self._pid = 0
         self._direct: DirectGet | None = None
         self._retrying = threading.Semaphore(RETRIES_AT_ONCE)
-        _check_scheme(self.url)
+        check_scheme(self.url)
 
     def __reduce__(self) -> tuple[type["RemoteStore"], tuple[str, Storage]]:
         return RemoteStore, (self.url, self._storage)
@@ -79,7 +76,7 @@ class RemoteStore:
 
         def attempt(fs: Any) -> None:
             if self._is_s3:
-                _within(allowed, fs, lambda: fs._pipe_file(path, body))
+                within(allowed, fs, lambda: fs._pipe_file(path, body))
             else:
                 fs.pipe_file(path, body)
 
@@ -182,7 +179,7 @@ class RemoteStore:
         if self._pid != os.getpid():  # an event loop does not survive a fork
             # Never closed here: the parent's poll set is shared, and would lose its sockets.
             self._inherited.append(self._fs)
-            fs = _open_filesystem(self.url, self._storage)
+            fs = open_filesystem(self.url, self._storage)
             self._direct = DirectGet(fs, self._storage) if self._is_s3 else None
             self._retrying = threading.Semaphore(RETRIES_AT_ONCE)
             # Last: other threads take this for done, and the parent's connections are not ours.
@@ -240,52 +237,6 @@ class RemoteStore:
     def _scrub(self, text: str) -> str:
         storage = self._storage
         return scrub(text, storage.key.get_secret_value(), storage.secret.get_secret_value())
-
-
-def _check_scheme(url: str) -> None:
-    scheme = url.partition("://")[0]
-    try:
-        fsspec.get_filesystem_class(scheme)
-    except (ImportError, ValueError):
-        raise ConfigError(
-            f"storage url {url!r}: scheme {scheme!r} is unknown or its fsspec package is not "
-            "installed; accepted are a local path, file://, s3://"
-        ) from None
-
-
-def _open_filesystem(url: str, storage: Storage) -> Any:
-    scheme = url.partition("://")[0]
-    if scheme not in ("s3", "s3a"):
-        return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
-    config: dict[str, Any] = {
-        "connect_timeout": storage.timeout_s,
-        "read_timeout": storage.timeout_s,
-        "signature_version": "s3v4",  # of signed URLs too
-        "retries": {"total_max_attempts": 1},  # retries are counted and bounded here, once
-    }
-    variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    if storage.endpoint_url or any(os.environ.get(name) for name in variables):
-        config["s3"] = {"addressing_style": "path"}
-    filesystem = fsspec.filesystem(
-        "s3",
-        endpoint_url=storage.endpoint_url or None,
-        key=storage.key.get_secret_value() or None,
-        secret=storage.secret.get_secret_value() or None,
-        config_kwargs=config,
-        skip_instance_cache=True,
-        use_listings_cache=False,
-    )
-    filesystem.retries = 1
-    return filesystem
-
-
-def _within(seconds: float, fs: Any, request: Callable[[], Awaitable[Any]]) -> Any:
-    """Run a request of an asynchronous file system, cancelled when it takes too long."""
-
-    async def bounded() -> Any:
-        return await asyncio.wait_for(request(), seconds)
-
-    return sync(fs.loop, bounded)
 
 
 def _version(info: dict[str, Any]) -> str:
