@@ -15,6 +15,8 @@ from jobs.planning.table import plan_text
 from jobs.planning.types import Plan, Workload
 from jobs.planning.workload import Size, workload
 
+MOST = 10**12  # images, students, devices or epochs
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -74,8 +76,8 @@ def write_json(path: Path, planned: Planned) -> None:
 def _check(size: Size) -> None:
     for name in ("images", "students", "devices", "epochs"):
         value = getattr(size, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"--{name} {value}: accepted are positive numbers")
+        if value is not None and not 0 < value <= MOST:  # nor is NaN
+            raise ConfigError(f"--{name} {value:g}: accepted are numbers above 0, up to {MOST:g}")
 
 
 def _finite(value: Any) -> Any:

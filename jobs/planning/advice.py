@@ -3,11 +3,13 @@
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import teacher_name
 from jobs.planning.model import GB, MB, num_nodes
-from jobs.planning.rates import Rates
+from jobs.planning.rates import Rates, pinned_views
 from jobs.planning.types import Plan, Workload
 
 SMALL, LARGE = 4e6, 2e9  # bytes of an object; below, requests cost more than bytes
 ADVISED = 256e6
+MOST_SAMPLES = 131_072  # that `data.samples_per_shard` accepts
+FEWEST = 64  # images that are worth a shard
 SATURATED = 0.8
 
 
@@ -31,15 +33,23 @@ def _ranks(recipe: Recipe, work: Workload) -> list[str]:
             f"{work.lanes} lanes, which {work.devices} devices cannot share: give both a multiple "
             f"of {work.devices}"
         )
-    if train.global_batch % (train.micro_batch * work.devices):
+    together = train.micro_batch * work.devices
+    if train.global_batch % together:
         found.append(
             f"train.global_batch={train.global_batch} is not a multiple of train.micro_batch="
-            f"{train.micro_batch} times {work.devices} devices"
+            f"{train.micro_batch} times {work.devices} devices; "
+            f"{-(-train.global_batch // together) * together} is"
         )
-    if work.shards < work.devices:
+    if work.teachers and work.shards < work.devices:
+        each = work.images // work.devices
+        mended = (
+            f"data.samples_per_shard={each} gives each one"
+            if each >= FEWEST
+            else "that job is as fast on fewer"
+        )
         found.append(
-            f"{work.shards} shards for {work.devices} devices: the others wait while targets are "
-            f"cached; data.samples_per_shard={max(1, work.images // work.devices)} gives each one"
+            f"{work.shards:,} shard{'s' * (work.shards > 1)} for {work.devices:,} devices: the "
+            f"others wait while targets are cached; {mended}"
         )
     return found
 
@@ -52,7 +62,8 @@ def _objects(work: Workload) -> list[str]:
             if series.count:
                 sizes[f"targets of {kind} of {teacher.name}"] = float(series.stored_bytes)
     small, large = min(sizes, key=lambda n: sizes[n]), max(sizes, key=lambda n: sizes[n])
-    advised = _power_of_two(ADVISED / sizes[large])
+    each = max(1, work.images // work.devices)  # so that every device has a shard to cache
+    advised = _power_of_two(min(ADVISED / sizes[large], MOST_SAMPLES, each))
     found = []
     if sizes[large] * per_shard > LARGE:
         found.append(
@@ -64,7 +75,6 @@ def _objects(work: Workload) -> list[str]:
         (work.remote_shards or work.remote_targets)
         and sizes[small] * per_shard < SMALL
         and advised > per_shard
-        and work.images > per_shard
     ):
         found.append(
             f"{small} are objects of {sizes[small] * per_shard / MB:.1f} MB, so requests cost more "
@@ -88,40 +98,60 @@ def _copies(work: Workload, plan: Plan) -> list[str]:
 
 
 def _network(work: Workload, rates: Rates, plan: Plan) -> list[str]:
-    found = []
-    limit = min(rates.store.read_mb_per_s, rates.node.network_mb_per_s)
-    phases = {"the cache job": plan.cache, "cached training": plan.cached}
-    for name, phase in {**phases, "online training": plan.online}.items():
-        if phase is not None and phase.node_mb_per_s > SATURATED * limit:
-            found.append(
-                f"{name} would move {phase.node_mb_per_s:,.0f} MB/s a node at its devices' speed; "
-                f"a node reads {limit:,.0f} MB/s"
-            )
-    if num_nodes(work, rates) > 1 and not work.remote_shards:
+    """A node's reading and writing at its devices' speed, where that is more than it can."""
+    network = rates.node.network_mb_per_s
+    reads = ("read", "reads", min(rates.store.read_mb_per_s, network))
+    writes = ("write", "writes", min(rates.store.write_mb_per_s, network))
+    flows = []
+    if plan.cache is not None:
+        read, written = len(work.teachers) * work.image_bytes, work.target_image_bytes
+        share = read / (read + written)
+        flows.append(("the cache job", plan.cache.node_mb_per_s * share, reads))
+        flows.append(("the cache job", plan.cache.node_mb_per_s * (1 - share), writes))
+    if plan.cached is not None:
+        flows.append(("cached training", plan.cached.node_mb_per_s, reads))
+    flows.append(("online training", plan.online.node_mb_per_s, reads))
+    found = [
+        f"{name} would {verb} {amount:,.0f} MB/s a node at its devices' speed, where a node "
+        f"{verbs} {limit:,.0f} MB/s"
+        for name, amount, (verb, verbs, limit) in flows
+        if amount > SATURATED * limit
+    ]
+    local = ["data.shards"] * (not work.remote_shards)
+    local += ["cache.url"] * (not work.remote_targets and bool(work.teachers))
+    if num_nodes(work, rates) > 1 and local:
         found.append(
-            "data.shards is a local folder: every node needs a file system that holds it, of the "
-            "speed that the rates state"
+            f"{' and '.join(local)}: local folders, so every node needs a file system that holds "
+            "them, of the speed that the rates state"
         )
     return found
 
 
 def _origin(recipe: Recipe, rates: Rates) -> list[str]:
     """In what the recipe is not the one that the rates were measured with."""
-    measured = rates.measured
+    measured, views = rates.measured, recipe.views
     pairs = {
-        "views": (f"{recipe.views.height}x{recipe.views.width}", measured.views),
+        "views": (f"{views.height}x{views.width}", measured.views),
+        "pinned views": (pinned_views(views), measured.pinned or pinned_views(views)),
         "student.name": (recipe.student.name, measured.student),
         "method.kind": (recipe.method.kind, measured.method),
         "cache.codec": (recipe.cache.codec, measured.codec),
     }
+    others = []
     for number, (spec, rate) in enumerate(
         zip(recipe.aligned_teachers, rates.teachers, strict=True)
     ):
         pairs[f"teacher {number}"] = (teacher_name(spec), rate.name)
+        if rate.name != teacher_name(spec):
+            others.append(f"rates.teachers.{number}.width={rate.width}")
     differing = [f"{key} {mine} ({then})" for key, (mine, then) in pairs.items() if mine != then]
     if not differing:
         return []
-    return [f"the rates were measured with other settings: {', '.join(differing)}"]
+    bytes_of = f"; bytes are those of {', '.join(others)}" if others else ""
+    return [
+        f"the rates were measured with other settings: {', '.join(differing)}{bytes_of}; "
+        "`dpal plan RECIPE --measure FILE` measures this recipe"
+    ]
 
 
 def _power_of_two(number: float) -> int:

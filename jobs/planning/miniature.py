@@ -27,7 +27,7 @@ from dpal.base.recipe import Recipe
 from dpal.base.teachers import TaughtTeacher
 from dpal.model.taught import arch_of, build_taught
 from jobs.build_shards import build_shards
-from jobs.planning.rates import Origin
+from jobs.planning.rates import Origin, pinned_views
 
 CPU_IMAGES, GPU_IMAGES = 32, 256
 
@@ -158,6 +158,7 @@ def origin_of(recipe: Recipe, mini: Miniature) -> Origin:
         student=recipe.student.name,
         method=recipe.method.kind,
         codec=recipe.cache.codec,
+        pinned=pinned_views(recipe.views),
         images=mini.images,
     )
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dpal.base.config import parse_yaml
 from dpal.base.errors import ConfigError, StorageError
+from dpal.base.inputs import Views
 from dpal.base.section import Section
 
 PREFIX = "rates."
@@ -31,6 +32,7 @@ class Origin(Section):
     student: str = Field(description="student.name")
     method: str = Field(description="method.kind")
     codec: str = Field(description="cache.codec")
+    pinned: str = Field("", description="pinned base views and composites, e.g. 4 + 1")
     images: str = Field("", description="which images were looked at")
 
 
@@ -116,19 +118,29 @@ class Rates(Section):
     prices: Prices = Prices()
 
 
+def pinned_views(views: Views) -> str:
+    """As `Origin.pinned` has it."""
+    return f"{views.count} + {views.composites}"
+
+
 def read_rates(path: Path, words: tuple[str, ...] = ()) -> Rates:
     """The rates of a file, with `rates.<key>=<value>` words in place of its numbers.
 
     Raises:
         ConfigError: naming file, key and value.
+        StorageError: when the file cannot be read.
     """
-    if not path.is_file():
+    if path.is_dir():
+        raise ConfigError(f"rates file {str(path)!r} is a folder; accepted is a YAML file")
+    if not path.exists():
         raise ConfigError(
             f"rates file {str(path)!r} does not exist; `dpal plan RECIPE --measure {path}` writes "
             "one"
         )
     try:
         values = parse_yaml(path.read_text(), str(path))
+    except OSError as error:
+        raise StorageError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"rates file {str(path)!r} is not a text file") from None
     if not isinstance(values, dict):

@@ -4,6 +4,7 @@ Takes about 15 s.
 """
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,7 @@ from jobs.planning.rates import (
     split_words,
     write_rates,
 )
-from jobs.planning.table import bytes_text, count_text, time_text
+from jobs.planning.table import bytes_text, count_text, counted, time_text
 from jobs.planning.workload import Size, num_patches, sharded_bytes, workload
 
 from command import call
@@ -202,13 +203,22 @@ def test_a_wrong_word_is_told_in_one_sentence(
 def test_other_mistakes_are_told_in_one_sentence(
     capsys: pytest.CaptureFixture[str], demo_rates: Path, tmp_path: Path
 ) -> None:
-    for words in (
-        ("--images", "0"),
-        ("--epochs", "-1"),
-        ("--epochs", "nan"),
-        ("data.images=[photos]",),
+    for words, told in (
+        (("--images", "0"), "--images 0: accepted are numbers above 0"),
+        (("--images", "1e300"), "--images 1e+300: accepted are numbers above 0, up to 1e+12"),
+        (("--students", "1e308"), "--students 1e+308"),
+        (("--devices", "-8"), "--devices -8"),
+        (("--epochs", "-1"), "--epochs -1"),
+        (("--epochs", "nan"), "--epochs nan"),
+        (("--epochs", "inf"), "--epochs inf"),
+        (("data.images=[photos]",), "teacher.kind=taught"),
     ):
-        assert call(capsys, "plan", DEMO, "--rates", demo_rates, *words).code == EXIT_CONFIG
+        answer = call(capsys, "plan", DEMO, "--rates", demo_rates, *words)
+        assert answer.code == EXIT_CONFIG
+        assert told in answer.sentence
+    answer = call(capsys, "plan", DEMO, "--rates", tmp_path)
+    assert answer.code == EXIT_CONFIG
+    assert "is a folder" in answer.sentence
     answer = call(capsys, "plan", DEMO, "--rates", tmp_path / "none.yaml")
     assert answer.code == EXIT_CONFIG
     assert "--measure" in answer.sentence
@@ -272,10 +282,35 @@ def test_the_table_and_the_json_say_the_same(
     record = json.loads(path.read_text())
     assert record["workload"]["images"] == 10**7
     assert record["plan"]["nodes"] == 8
-    assert f"bottleneck{record['plan']['cache']['limits'][0]['name']:>36}" in answer.printed
+    bottleneck = next(line for line in answer.printed.splitlines() if "bottleneck" in line)
+    assert bottleneck.split()[1] == record["plan"]["cache"]["limits"][0]["name"]
     assert f"cheaper: {record['plan']['cheaper']}" in answer.printed
     assert bytes_text(record["workload"]["target_bytes"]) in answer.printed
-    assert all(len(line) <= 120 for line in answer.printed.splitlines() if line[:1] != "!")
+
+
+LARGEST = Size(10**10, students=10**4, epochs=1000.0, devices=4096)
+SMALLEST = Size(10_000, epochs=1.0)
+
+
+@pytest.mark.parametrize("size", [LARGEST, SMALLEST], ids=["largest", "smallest"])
+@pytest.mark.parametrize("where", ["s3://bucket/", ""])
+def test_a_table_fits_eighty_columns_and_its_cells_stand_apart(
+    demo_rates: Path, size: Size, where: str
+) -> None:
+    words = (
+        f"data.shards={where}shards",
+        f"cache.url={where}targets",
+        "views.count=12",
+        "teacher={kind: timm, name: vit_small_patch14_dinov2.lvd142m, input: [252, 126]}",
+        "rates.prices.currency=rupees",
+    )
+    planned = plan(str(DEMO), words, str(demo_rates), size)
+    assert planned.warnings
+    lines = planned.text().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    for label, count in (("  12 base views", 5), ("images/s", 3), ("total", 2)):
+        cells = next(line for line in lines if line.startswith(f"{label} ")).removeprefix(label)
+        assert len(re.split("  +", cells.strip())) == count
 
 
 def test_a_plan_from_given_rates_starts_without_torch(demo_rates: Path) -> None:
@@ -311,12 +346,19 @@ def test_warnings_name_what_will_hurt_and_are_silent_where_nothing_does(demo_rat
         "train.global_batch=2048",
     )
     assert "held in memory whole" in warnings(*large, rates=demo_rates, size=Size(10**8, devices=8))
-    few = warnings(*good, rates=demo_rates, size=Size(10_000, devices=8))
-    assert "3 shards for 8 devices" in few
-    slow = (*good, "rates.store.read_mb_per_s=5")
-    assert "MB/s a node" in warnings(*slow, rates=demo_rates, size=Size(10**8, devices=8))
+    slow = (*good, "rates.store.read_mb_per_s=2")
+    found = warnings(*slow, rates=demo_rates, size=Size(10**8, devices=8))
+    assert "the cache job would read" in found
+    assert "cached training would read" in found
+    assert "where a node reads 2 MB/s" in found
+    slow = (*good, "rates.store.write_mb_per_s=3")
+    found = warnings(*slow, rates=demo_rates, size=Size(10**8, devices=8))
+    assert "the cache job would write" in found
+    assert "would read" not in found
     local = ("train.global_batch=2048",)
     assert warnings(*local, rates=demo_rates, size=Size(10**8, devices=8)) == ""
+    found = warnings(*local, rates=demo_rates, size=Size(10**8, devices=16))
+    assert "data.shards and cache.url: local folders" in found
     named = (*good, "rates.teachers.0.name=another")
     assert "teacher 0 taught (another)" in warnings(
         *named, rates=demo_rates, size=Size(10**8, devices=8)
@@ -327,12 +369,51 @@ def test_warnings_name_what_will_hurt_and_are_silent_where_nothing_does(demo_rat
     )
 
 
+def test_a_size_that_is_advised_keeps_every_device_busy(demo_rates: Path) -> None:
+    remote = ("data.shards=s3://b/shards", "cache.url=s3://b/targets")
+    large = (*remote, "data.samples_per_shard=4096", "train.global_batch=2048")
+    few = warnings(*large, rates=demo_rates, size=Size(10_000, devices=8))
+    assert "3 shards for 8 devices" in few
+    assert "data.samples_per_shard=1250 gives each one" in few
+    mended = (*remote, "data.samples_per_shard=1250", "train.global_batch=2048")
+    assert warnings(*mended, rates=demo_rates, size=Size(10_000, devices=8)) == ""
+    none = warnings(*large, rates=demo_rates, size=Size(10_000, devices=512))
+    assert "that job is as fast on fewer" in none  # not: shards of 19 images
+    assert "gives each one" not in none
+    # One million on 32 devices: 16,384 are advised for bytes alone; on 512, each gets a shard.
+    for devices, advised in ((32, 16_384), (512, 1024)):
+        found = warnings(*remote, rates=demo_rates, size=Size(10**6, devices=devices))
+        assert f"data.samples_per_shard={advised} makes" in found
+        assert -(-(10**6) // advised) >= devices
+
+
+def test_a_batch_that_the_devices_cannot_share_comes_with_one_that_they_can(
+    demo_rates: Path,
+) -> None:
+    found = warnings(rates=demo_rates, size=Size(10**6, devices=6))
+    assert "times 6 devices; 192 is" in found
+    mended = ("train.global_batch=192", "train.lanes=6")
+    assert "devices" not in warnings(*mended, rates=demo_rates, size=Size(10**6, devices=6))
+
+
+def test_rates_of_other_pinned_views_or_another_teacher_are_told(demo_rates: Path) -> None:
+    words = ("rates.measured.pinned=4 + 1", "rates.teachers.0.name=another")
+    found = warnings(*words, rates=demo_rates, size=Size(10**6))
+    assert "pinned views 2 + 1 (4 + 1)" in found
+    assert "bytes are those of rates.teachers.0.width=192" in found
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
         (bytes_text(98_304), "98.3 kB"),
         (bytes_text(999_600), "1 MB"),
         (bytes_text(3.99e15), "3.99 PB"),
+        (bytes_text(346.4e18), "346 EB"),
+        (count_text(999_999_999), "1 billion"),
+        (count_text(999_900), "999,900"),
+        (counted(1, "epoch"), "1 epoch"),
+        (counted(0.5, "epoch"), "0.5 epochs"),
         (count_text(12_740), "12,740"),
         (count_text(10**10), "10 billion"),
         (time_text(75.0), "75 s"),
