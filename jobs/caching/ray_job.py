@@ -74,7 +74,7 @@ def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[Sha
         DataError: naming a shard that lost more than `RETRIES` actors or deadlines, or the first
             that is damaged: then the others are done before, unless more than `RETRIES` are.
     """
-    with open_session(recipe) as session, StopSignal.listening() as stop:
+    with StopSignal.listening() as stop, open_session(recipe) as session:
         crew = _Crew(session, absolute(recipe), stop)
         # The first actor alone fits the header; the others find it published.
         crew.hire()

@@ -2,7 +2,9 @@
 
 import math
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from dpal.base.recipe import Recipe
 POLL_S = 0.5  # how soon a stop request is noticed
 OBJECT_STORE_BYTES = 80 * 2**20  # near Ray's least: only references travel
 LOOK_S = 2.0  # between two looks at the head
+LONGEST = 39  # bytes of a folder below which the names of Ray's sockets are not too long for Linux
 HEAD_S = 20.0  # a head may be away so long; Ray itself ends the process after a minute
 GONE = "Ray is gone ({what}); the finished shards stay: run the same command again for the others"
 
@@ -73,29 +76,24 @@ class Session:
 def open_session(recipe: Recipe) -> Iterator[Session]:
     """Ray, started here or joined, and left again. Raises ConfigError when it cannot be had."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    cache, quiet = recipe.cache, {"log_to_driver": False, "logging_level": "ERROR"}
+    cache = recipe.cache
     local = cache.ray_address == "local"
     if local:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on this machine joins
         os.environ.setdefault("RAY_worker_niceness", "0")  # the machine is here for this job
+        if len(os.environ.get("TMPDIR", "").encode()) > LONGEST:  # a scheduler's, often
+            os.environ.setdefault("RAY_TMPDIR", "/tmp")
     import ray  # only now: the import takes a second, and reads the environment
 
     try:
-        if local:
-            ray.init(
-                address="local",
-                num_cpus=math.ceil(cache.actors * cache.cpus_per_actor),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
-        else:
-            ray.init(address=cache.ray_address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        with _own_signals():
+            _init(ray, recipe, local)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         # RuntimeError: the cluster's Ray or Python is of another version.
         reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        what = "Ray does not start here" if local else "no Ray cluster answers"
         raise ConfigError(
-            f"cache.ray_address={cache.ray_address!r}: no Ray cluster answers ({reason}); "
+            f"cache.ray_address={cache.ray_address!r}: {what} ({reason}); "
             "accepted are 'local', 'auto' and ray://host:port"
         ) from None
     session = Session(ray)
@@ -120,6 +118,31 @@ def absolute(recipe: Recipe) -> Recipe:
             "teacher": recipe.teacher.model_copy(update=teacher),
         }
     )
+
+
+def _init(ray: Any, recipe: Recipe, local: bool) -> None:
+    cache, quiet = recipe.cache, {"log_to_driver": False, "logging_level": "ERROR"}
+    if local:
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(cache.actors * cache.cpus_per_actor),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            **quiet,
+        )
+    else:
+        ray.init(address=cache.ray_address, **quiet)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Give SIGTERM back to its handler: Ray takes it, and would end the job as if by a bug."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_gpus(ray: Any, recipe: Recipe, local: bool) -> None:

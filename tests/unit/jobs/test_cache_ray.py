@@ -5,7 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +17,9 @@ from dpal.base.errors import DataError, StopRequested
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from jobs.caching import session as cache_session
-from jobs.caching.ray_job import Answer, _Crew
+from jobs.caching.ray_job import Answer, _Crew, cache_shards
 from jobs.caching.schedule import RETRIES
-from jobs.caching.session import Session
+from jobs.caching.session import Session, open_session
 
 Behave = Callable[[int, str], Exception | int]
 
@@ -250,22 +250,23 @@ def test_a_head_that_is_gone_for_good_ends_the_job_with_run_me_again(
         session.require_head()
 
 
-def test_a_cluster_token_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
+def opened(cache: str, folder: Path, **env: str) -> str:
+    """What a new process without a home says that opens a session of `cache`."""
     pytest.importorskip("ray")
     code = (
         "from types import SimpleNamespace as Plain\n"
         "from dpal.base.errors import ConfigError\n"
         "from jobs.caching.session import open_session\n"
         "try:\n"
-        "    with open_session(Plain(cache=Plain(ray_address='127.0.0.1:9'))):\n"
+        f"    with open_session(Plain(cache=Plain({cache}))):\n"
         "        pass\n"
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**env, "RAY_AUTH_MODE": "token", "HOME": str(tmp_path)},
+        env={**clean, "HOME": str(folder), **env},
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
@@ -273,8 +274,69 @@ def test_a_cluster_token_that_is_not_there_is_told_in_one_sentence(tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("cache.ray_address='127.0.0.1:9': no Ray cluster answers (Token")
     assert len(done.stdout.splitlines()) == 1
+    return done.stdout
+
+
+def test_a_cluster_token_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
+    told = opened("ray_address='127.0.0.1:9'", tmp_path, RAY_AUTH_MODE="token")
+    assert told.startswith("cache.ray_address='127.0.0.1:9': no Ray cluster answers (Token")
+
+
+def test_sockets_that_linux_does_not_take_are_told_in_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 20)
+    folder.mkdir()
+    cache = "ray_address='local', actors=1, cpus_per_actor=1"
+    told = opened(cache, tmp_path, RAY_TMPDIR=str(folder))
+    assert told.startswith("cache.ray_address='local': Ray does not start here (")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]]]:
+    """Ray's module, whose start is what the test appends."""
+    ray, events = pytest.importorskip("ray"), []
+    monkeypatch.setattr(ray, "init", lambda **_: [event() for event in events])
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(cache_session, "_address", lambda _ray: None)
+    before, environment = signal.getsignal(signal.SIGTERM), dict(os.environ)
+    yield events
+    signal.signal(signal.SIGTERM, before)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_ray_does_not_take_the_stop_signal(started: list[Callable[[], None]]) -> None:
+    started.append(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    with StopSignal.listening() as stop, open_session(recipe_of()):
+        signal.raise_signal(signal.SIGTERM)
+        assert stop
+
+
+def test_a_stop_request_while_ray_starts_is_run_me_again(
+    started: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session
+    monkeypatch.setattr(
+        cache_session, "Session", lambda _ray: session(FakeRay(lambda _actor, _shard: -1))
+    )
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else this very process would end
+    started.append(lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(StopRequested, match="run it again"):
+        list(cache_shards(recipe_of(), shards(2)))
+
+
+def test_a_long_temporary_folder_of_a_scheduler_does_not_keep_ray_from_starting(
+    started: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str | None] = []
+    started.append(lambda: told.append(os.environ.get("RAY_TMPDIR")))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for folder in ("/scratch", "/scratch/" + "long" * 10):
+        monkeypatch.setenv("TMPDIR", folder)
+        with open_session(recipe_of()):
+            pass
+    assert told == [None, "/tmp"]
 
 
 def test_signal_handlers_are_given_back() -> None:
