@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from dpal.base.errors import DataError
+from dpal.base.errors import ConfigError, DataError
 from dpal.base.teachers import (
     MobileSamTeacher,
     OnnxTeacher,
@@ -20,6 +20,7 @@ from dpal.base.teachers import (
     VitTeacher,
 )
 from dpal.model import onnx_teacher, timm_teacher
+from dpal.model.conv_teacher import ConvNetwork
 from dpal.model.exported_network import ExportedNetwork
 from dpal.model.published.mobilesam import load_mobilesam, mobilesam_network
 from dpal.model.published.solider import STAGES, SoliderNetwork, load_solider
@@ -63,6 +64,8 @@ def build_network(spec: Spec, taught_weights: Path | None = None) -> Network:
     elif isinstance(spec, TimmTeacher):
         path = timm_teacher.weights_file(spec.name, spec.weights)
         network = timm_teacher.timm_network(spec.name, path, spec.tap, spec.input, spec.precision)
+        if spec.runtime == "onnxruntime":
+            network = _exported(spec.name, network)
     else:
         network = _published(spec)
     return cast(Network, network)
@@ -73,6 +76,15 @@ def taught_file(path: Path | None) -> Path:
     if path is None or not path.is_file():
         raise DataError(f"the taught teacher {str(path)!r} does not exist; teach it first")
     return path
+
+
+def _exported(name: str, network: object) -> ExportedNetwork:
+    if not isinstance(network, ConvNetwork):
+        raise ConfigError(
+            f"teacher.runtime='onnxruntime' with teacher.name={name!r}: accepted are convolutional "
+            "networks; a transformer takes 'torch'"
+        )
+    return ExportedNetwork(network)
 
 
 def _published(spec: PublishedSpec) -> object:

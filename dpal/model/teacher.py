@@ -172,6 +172,7 @@ def teacher_identity(
         "tap": spec.tap,
         "precision": spec.precision,
         "library": _library("timm"),
+        **_runtime(spec),
     }
 
 
@@ -191,13 +192,18 @@ def _published(spec: PublishedSpec) -> dict[str, Any]:
     }
     if not isinstance(spec, MobileSamTeacher):
         identity["tap"] = spec.tap
-    elif spec.runtime != "torch":  # absent for torch, as in caches that were made before
-        identity["runtime"] = _library(spec.runtime)
+    else:
+        identity |= _runtime(spec)
     if isinstance(spec, SapiensTeacher):
         identity["padding"] = spec.padding
     if isinstance(spec, SoliderTeacher):
         identity["semantic_weight"] = spec.semantic_weight
     return identity
+
+
+def _runtime(spec: TimmTeacher | MobileSamTeacher) -> dict[str, str]:
+    """Absent for torch, as in caches that were made before there was another."""
+    return {} if spec.runtime == "torch" else {"runtime": _library(spec.runtime)}
 
 
 def _library(name: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from dpal.base.errors import ConfigError
 from dpal.base.teachers import TimmTeacher
 from dpal.model.conv_teacher import ConvNetwork
+from dpal.model.exported_network import ExportedNetwork, largest_error
 from dpal.model.teacher import Teacher, build_teacher
 from dpal.model.timm_import import timm
 
@@ -275,3 +276,27 @@ def test_bf16_runs_in_bf16_and_is_another_identity(tmp_path: Path) -> None:
     for a, b in zip(one, two, strict=True):
         assert 1e-4 < float((a - b).abs().max() / a.abs().max()) < 0.1
     assert exact.identity != coarse.identity
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("tap", ["norm", "stage2"])
+def test_onnx_runtime_says_what_pytorch_says(tmp_path: Path, name: str, tap: str) -> None:
+    path = files.save(state_of(name), tmp_path)
+    plain = build(name, path, tap=tap)
+    other = build(name, path, tap=tap, runtime="onnxruntime")
+    assert isinstance(other.network, ExportedNetwork)
+    for size, count in ((VIEW, 3), (SQUARE, 1)):
+        for one, two in zip(other(views(size, count)), plain(views(size, count)), strict=True):
+            assert largest_error(one, two) < 1e-4
+    runtime = other.identity.pop("runtime")
+    assert runtime.startswith("onnxruntime ")
+    assert other.identity == plain.identity
+
+
+def test_onnx_runtime_is_for_convolutional_networks_in_fp32(tmp_path: Path) -> None:
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    path = files.save(state, tmp_path)
+    with pytest.raises(ConfigError, match="accepted are convolutional networks"):
+        build("test_vit", path, runtime="onnxruntime")
+    with pytest.raises(ValueError, match=r"teacher\.precision='bf16'"):
+        spec("test_resnet", path, runtime="onnxruntime", precision="bf16")
