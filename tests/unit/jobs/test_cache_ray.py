@@ -318,7 +318,7 @@ def test_a_stop_request_while_ray_starts_is_run_me_again(
 ) -> None:
     session = Session
     monkeypatch.setattr(
-        cache_session, "Session", lambda _ray: session(FakeRay(lambda _actor, _shard: -1))
+        cache_session, "Session", lambda _ray: session(FakeRay(lambda _actor, _shard: 1))
     )
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else this very process would end
     started.append(lambda: signal.raise_signal(signal.SIGTERM))
