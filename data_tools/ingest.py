@@ -19,7 +19,7 @@ from data_tools.ledger_rows import Found
 from data_tools.policy import Kept, Refused, Verdict, judge, settings
 from data_tools.source import Item, Source
 from data_tools.spool import Spool
-from data_tools.storage import ObjectStore
+from data_tools.storage import ObjectStore, is_remote
 from dpal.base.errors import DataError
 from dpal.base.inputs import Data
 from dpal.base.progress import Progress
@@ -108,11 +108,6 @@ def check_rejects(ledger: Ledger, data: Data, listed_in: str) -> None:
         f"data.max_reject_fraction={data.max_reject_fraction:g} and at least one good image; "
         f"each is listed in {listed_in!r}"
     )
-
-
-def is_remote(url: str) -> bool:
-    """Whether bytes at `url` come over a network."""
-    return "://" in url and not url.startswith("file:")
 
 
 def _merged(sources: Sequence[Source]) -> Iterator[Found]:

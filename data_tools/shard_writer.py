@@ -18,12 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
-from data_tools.ingest import SCAN_FOLDER, is_remote
+from data_tools.ingest import SCAN_FOLDER
 from data_tools.ledger_rows import Reject, Sample
 from data_tools.manifest import MANIFEST, Manifest, ShardRef, keys_digest, load_manifest
 from data_tools.policy import key_of
 from data_tools.shard import Shard, map_file
-from data_tools.storage import Buffer, LocalStore, ObjectStore
+from data_tools.storage import Buffer, LocalStore, ObjectStore, is_remote
 from dpal.base.errors import DataError, StorageError
 from dpal.base.progress import Progress
 

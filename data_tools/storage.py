@@ -101,6 +101,11 @@ def local_path(url: str) -> Path | None:
     return Path(unquote(parts.netloc + parts.path)) if parts.scheme == "file" else None
 
 
+def is_remote(url: str) -> bool:
+    """Whether bytes at `url` come over a network."""
+    return local_path(url) is None
+
+
 def check_name(name: str, url: str) -> str:
     """Return `name` if it stays below the store's URL. Raises DataError otherwise."""
     path = PurePosixPath(name)

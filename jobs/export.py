@@ -21,7 +21,7 @@ from jobs.backbones import last_checkpoint, student_of
 from jobs.learned import learned_manifest
 from jobs.model_card import model_card
 from jobs.preview import sample_images
-from jobs.publish import new_folder, write_text
+from jobs.publish import new_folder, read_record, write_text
 from jobs.reporting.data import read_scores
 from jobs.stage import StageResult
 
@@ -112,10 +112,7 @@ def _digest(recipe: Recipe, weights: str) -> str:
 
 
 def _is_done(file: Path, digest: str) -> bool:
-    try:
-        return bool(json.loads(file.read_text())["digest"] == digest)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return bool(read_record(file).get("digest") == digest)
 
 
 def _write_parity(file: Path, parity: Parity, step: int, digest: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dpal.base.recipe import Recipe
 from dpal.export import Parity
 from jobs.reporting.data import Score
+from jobs.reporting.numbers import number_of
 from jobs.words import method_words, teachers_words
 
 _VIT_USE = """\
@@ -84,8 +85,8 @@ def _scores(scores: Sequence[Score]) -> str:
     if not scores:
         return "\nThe backbone has not been evaluated.\n"
     rows = "\n".join(
-        f"| {score.task} | {score.metric} | {_cell(score.untrained)} | {_cell(score.student)} "
-        f"| {_cell(score.teacher)} |"
+        f"| {score.task} | {score.metric} | "
+        f"{' | '.join(map(number_of, (score.untrained, score.student, score.teacher)))} |"
         for score in scores
         if not score.is_detail
     )
@@ -94,7 +95,3 @@ def _scores(scores: Sequence[Score]) -> str:
         "| task | metric | untrained | this model | teacher |\n|---|---|---|---|---|\n"
         f"{rows}\n"
     )
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"

@@ -23,7 +23,7 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.caching.plan import definition_of, single_teacher_recipes, teacher_names
 from jobs.parity_measure import ParityMeter, TeacherParity, draw_places
-from jobs.publish import write_text
+from jobs.publish import read_record, write_text
 
 
 def require_parity(
@@ -48,7 +48,7 @@ def require_parity(
         return ""
     marker = _marker(recipe, caches)
     path = RunLayout(recipe.run_dir).parity
-    if _read(path).get("marker") == marker:
+    if read_record(path).get("marker") == marker:
         return "parity: cached targets were compared with the teacher before, on this machine"
     found = _measure(recipe, manifest, pool, caches, samples, step)
     for single, cache, one in zip(single_teacher_recipes(recipe), caches, found, strict=True):
@@ -186,12 +186,3 @@ def _marker(recipe: Recipe, caches: Sequence[TargetCache]) -> dict[str, Any]:
         "render": recipe.train.render,
         "samples": recipe.train.parity_samples,
     }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A note that is damaged or not there notes nothing."""
-    try:
-        plain = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return plain if isinstance(plain, dict) else {}

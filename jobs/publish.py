@@ -1,10 +1,12 @@
 """Folders and small files that appear whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from data_tools.storage import is_alive
 from dpal.base.errors import StorageError
@@ -47,6 +49,15 @@ def write_text(path: Path, text: str) -> None:
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a JSON file says; one that is damaged or not there says nothing."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _swap(aside: Path, target: Path) -> None:

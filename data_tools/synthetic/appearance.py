@@ -237,3 +237,9 @@ def _move(start: Point3, length: float, direction: Point3) -> Point3:
 def _darker(colour: Colour) -> Colour:
     red, green, blue = (int(value * 0.62) for value in colour)
     return red, green, blue
+
+
+def shaded(colour: Colour, factor: float) -> Colour:
+    """A colour made darker, or brighter by a factor above 1."""
+    red, green, blue = (min(int(value * factor), 255) for value in colour)
+    return red, green, blue

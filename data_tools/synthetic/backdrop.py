@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-BACKDROPS = ("street", "park", "hall", "square")
+from data_tools.synthetic.appearance import Colour, shaded
 
-Colour = tuple[int, int, int]
+BACKDROPS = ("street", "park", "hall", "square")
 
 
 def paint_backdrop(rng: np.random.Generator, size: tuple[int, int], kind: str) -> np.ndarray:
@@ -40,7 +40,7 @@ def _street(
         top = int(horizon * rng.uniform(-0.1, 0.45))
         wall = _colour(rng, (148, 132, 118), 34)
         draw.rectangle((left, top, left + wide, horizon), fill=wall)
-        glass = _scaled(wall, 0.5) if rng.random() < 0.7 else _colour(rng, (208, 200, 160), 24)
+        glass = shaded(wall, 0.5) if rng.random() < 0.7 else _colour(rng, (208, 200, 160), 24)
         cell, gap = max(height // 14, 4), max(height // 30, 2)
         for y in range(top + gap * 2, horizon - cell, cell + gap * 2):
             for x in range(left + gap, left + wide - cell // 2, cell + gap):
@@ -91,19 +91,19 @@ def _hall(
     _ground(rng, draw, size, horizon, floor)
     centre = float(rng.uniform(0, width))
     for seam in range(-2 * width, 3 * width, max(height // 6, 6)):
-        draw.line((centre + (seam - centre) * 0.3, horizon, seam, height), fill=_scaled(floor, 0.8))
+        draw.line((centre + (seam - centre) * 0.3, horizon, seam, height), fill=shaded(floor, 0.8))
     row, step = float(horizon), height * 0.03
     while row < height:
-        draw.line((0, row, width, row), fill=_scaled(floor, 0.8))
+        draw.line((0, row, width, row), fill=shaded(floor, 0.8))
         row, step = row + step, step * 1.35
     for _ in range(int(rng.integers(1, 4))):
         x, wide = float(rng.uniform(-0.2, 1)) * width, height * float(rng.uniform(0.1, 0.25))
         top = horizon * float(rng.uniform(0.05, 0.4))
         low = horizon * float(rng.choice((0.7, 1.0)))
         draw.rectangle((x, top, x + wide, low), fill=_colour(rng, (128, 124, 118), 45))
-        frame = _scaled(wall, 0.6)
+        frame = shaded(wall, 0.6)
         draw.rectangle((x, top, x + wide, low), outline=frame, width=max(height // 80, 1))
-    draw.rectangle((0, horizon - height // 40, width, horizon), fill=_scaled(wall, 0.7))
+    draw.rectangle((0, horizon - height // 40, width, horizon), fill=shaded(wall, 0.7))
 
 
 def _square(
@@ -134,7 +134,7 @@ def _clutter(
     foot = horizon + height * float(rng.uniform(0, 0.12))
     if kind == 0:
         wide = height * 0.012
-        draw.rectangle((x - wide, 0, x + wide, foot), fill=_scaled(colour, 0.6))
+        draw.rectangle((x - wide, 0, x + wide, foot), fill=shaded(colour, 0.6))
     elif kind == 1:
         long, tall = height * 0.4, height * 0.13
         draw.rounded_rectangle(
@@ -164,14 +164,9 @@ def _ground(
     far, near = rng.uniform(0.85, 1.1), rng.uniform(0.8, 1.15)
     for y in range(horizon, height):
         share = (y - horizon) / max(height - horizon, 1)
-        draw.line((0, y, width, y), fill=_scaled(colour, float(far + (near - far) * share)))
+        draw.line((0, y, width, y), fill=shaded(colour, float(far + (near - far) * share)))
 
 
 def _colour(rng: np.random.Generator, centre: Colour, spread: int) -> Colour:
     red, green, blue = (centre + rng.uniform(-spread, spread, 3)).clip(0, 255).astype(int).tolist()
-    return red, green, blue
-
-
-def _scaled(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(int(value * factor), 255) for value in colour)
     return red, green, blue

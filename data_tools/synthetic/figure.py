@@ -5,7 +5,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from data_tools.synthetic.appearance import Appearance, Colour, Point3, Pose, Skeleton, skeleton
+from data_tools.synthetic.appearance import (
+    Appearance,
+    Point3,
+    Pose,
+    Skeleton,
+    shaded,
+    skeleton,
+)
 from data_tools.synthetic.canvas import (
     ARMS,
     BAG,
@@ -218,7 +225,7 @@ def _head(figure: _Figure) -> None:
 def _features(figure: _Figure, x: float, y: float, wide: float, tall: float) -> None:
     canvas, looks = figure.canvas, figure.looks
     heading = math.atan2(figure.turned, figure.facing)
-    shade = _tint(looks.skin, 0.72)
+    shade = shaded(looks.skin, 0.72)
     for offset in (-0.42, 0.42):
         if math.cos(heading + offset) > 0.25:
             eye = x + wide * 0.86 * math.sin(heading + offset)
@@ -240,7 +247,7 @@ def _cap(figure: _Figure, x: float, y: float, wide: float, tall: float) -> None:
     figure.canvas.polygon(crown, HAIR, figure.looks.print_colour, 200)
     if figure.facing > -0.5:
         tip = (x + 1.55 * wide * figure.turned, y + 0.32 * tall - 0.1 * tall * figure.facing)
-        brim = _tint(figure.looks.print_colour, 0.75)
+        brim = shaded(figure.looks.print_colour, 0.75)
         start = (x + 0.4 * wide * figure.turned, y + 0.36 * tall)
         figure.canvas.capsule(
             start, tip, (0.55 * wide * abs(figure.facing) + 0.012, 0.012), HAIR, brim, 215
@@ -277,7 +284,7 @@ def _backpack(figure: _Figure) -> None:
     figure.canvas.polygon(_closed(outline, x), BAG, looks.bag_colour, 200)
     if figure.facing < -0.2:
         pocket = [(-half * 0.65, low + 0.11), (-half * 0.65, low + 0.03)]
-        figure.canvas.polygon(_closed(pocket, x), BAG, _tint(looks.bag_colour, 0.78), 215)
+        figure.canvas.polygon(_closed(pocket, x), BAG, shaded(looks.bag_colour, 0.78), 215)
 
 
 def _hand_bag(figure: _Figure) -> None:
@@ -298,7 +305,7 @@ def _hand_bag(figure: _Figure) -> None:
     outline = [(-width, top), (-width * 1.1, top - height), (-width * 0.9, top - height - 0.008)]
     figure.canvas.polygon(_closed(outline, x), BAG, looks.bag_colour, 220 if z > 0 else 130)
     flap = [(-width, top), (-width, top - 0.03)]
-    figure.canvas.polygon(_closed(flap, x), BAG, _tint(looks.bag_colour, 0.8), 220)
+    figure.canvas.polygon(_closed(flap, x), BAG, shaded(looks.bag_colour, 0.8), 220)
 
 
 def _closed(left: list[Point], x: float) -> list[Point]:
@@ -313,8 +320,3 @@ def _between(start: Point3, end: Point3, share: float) -> Point3:
 
 def _lift(point: Point3, height: float) -> Point3:
     return point[0], point[1] + height, point[2]
-
-
-def _tint(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(int(value * factor), 255) for value in colour)
-    return red, green, blue

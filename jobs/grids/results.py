@@ -15,6 +15,7 @@ from data_tools.labelled import labels_digest
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.grids.grid import Arm, GridRun, Plan, largest_views
+from jobs.publish import read_record
 
 TEACHERS = "teachers.json"  # in the grid's folder
 DIAGNOSTICS = "diagnostics"
@@ -84,14 +85,14 @@ def grid_identity(plan: Plan) -> str:
 
 def finished(plan: Plan, run: GridRun) -> bool:
     """Whether a run has a result."""
-    record = _read(RunLayout(run.recipe.run_dir).grid_result)
+    record = read_record(RunLayout(run.recipe.run_dir).grid_result)
     # Without a record nothing else is read: a dry run needs no labels.
     return bool(record) and record.get("identity") == result_identity(plan, run)
 
 
 def prepared(plan: Plan) -> bool:
     """Whether shards, targets and the teachers' scores are there."""
-    record = _read(plan.folder / TEACHERS)
+    record = read_record(plan.folder / TEACHERS)
     return bool(record) and record.get("identity") == grid_identity(plan)
 
 
@@ -101,7 +102,7 @@ def gather(plan: Plan) -> list[ArmResult]:
 
 
 def _teachers(plan: Plan) -> list[ArmResult]:
-    rows = _read(plan.folder / TEACHERS).get("rows", []) if prepared(plan) else []
+    rows = read_record(plan.folder / TEACHERS).get("rows", []) if prepared(plan) else []
     found: dict[str, dict[str, dict[str, Measure]]] = {}
     for row in rows:
         scores = {name: Measure.of([value]) for name, value in row["metrics"].items()}
@@ -115,7 +116,7 @@ def _arm(plan: Plan, arm: Arm) -> ArmResult | None:
         return None
     scores: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        for row in _read(RunLayout(run.recipe.run_dir).grid_result)["rows"]:
+        for row in read_record(RunLayout(run.recipe.run_dir).grid_result)["rows"]:
             for name, value in row["metrics"].items():
                 place = scores.setdefault(row["task"] + ", " + row["data"], {})
                 place.setdefault(name, []).append(value)
@@ -141,7 +142,7 @@ def _arm(plan: Plan, arm: Arm) -> ArmResult | None:
 
 def read_diagnosis(folder: Path) -> dict[str, Any] | None:
     """What `dpal diagnose` wrote into a run folder; None when there is nothing that can be read."""
-    record = _read(RunLayout(folder).diagnosis)
+    record = read_record(RunLayout(folder).diagnosis)
     return record if {"cosines", "router_entropy", "expert_similarity"} <= record.keys() else None
 
 
@@ -173,11 +174,3 @@ def _digest(recipe: Recipe, *parts: object) -> str:
         labels_digest(Path(wanted.data)) for wanted in recipe.evaluate if wanted.data != "synthetic"
     ]
     return hashlib.sha256(repr((parts, labels)).encode()).hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

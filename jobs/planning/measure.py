@@ -22,7 +22,7 @@ import torch
 from data_tools.feature_cache import TargetCache, kind_of, series_of
 from data_tools.manifest import ShardRef, manifest_of
 from data_tools.shard import read_shard
-from data_tools.storage import open_store
+from data_tools.storage import is_remote, open_store
 from data_tools.target_tar import TargetTarBuilder
 from dpal.base.config import load_recipe
 from dpal.base.errors import EXIT_BUG, DataError, DpalError
@@ -45,7 +45,6 @@ from jobs.planning.rates import (
     write_rates,
 )
 from jobs.planning.student import clock_of, repeated, training
-from jobs.planning.workload import is_remote
 
 ENOUGH_S = 2.0  # a piece of work is repeated for so long, and three times at least
 STORE_BYTES, WRITTEN_BYTES = 256e6, 32e6

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data_tools.manifest import Manifest, manifest_of
 from data_tools.order import num_lanes
+from data_tools.storage import is_remote
 from data_tools.tar import BLOCK
 from data_tools.target_tar import END, stride_of
 from dpal.base.codec import parse_codec
@@ -77,11 +78,6 @@ def sharded_bytes(image: float, per_shard: int) -> float:
     """
     end = 2 * BLOCK + (_RECORD - BLOCK) / 2
     return image + BLOCK / 2 + 3 * BLOCK + end / per_shard
-
-
-def is_remote(url: str) -> bool:
-    """Whether a location is an object store, not a folder."""
-    return "://" in url and not url.startswith("file:")
 
 
 def num_patches(recipe: Recipe, kind: Kind) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpal.base.errors import StorageError
-from jobs.publish import new_folder, write_text
+from jobs.publish import new_folder, read_record, write_text
 
 KILLED = """
 import os, signal
@@ -76,3 +76,13 @@ def test_a_text_replaces_the_old_one_and_leaves_nothing_beside_it(tmp_path: Path
     with pytest.raises(StorageError, match=r"cannot write .*table\.md"):
         write_text(path, "third")
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_record_that_is_damaged_or_not_there_says_nothing(tmp_path: Path):
+    file = tmp_path / "note.json"
+    assert read_record(file) == {}
+    for damaged in (b'{"digest": ', b"[1, 2]", b"\xff\xfe"):
+        file.write_bytes(damaged)
+        assert read_record(file) == {}
+    write_text(file, '{"digest": "ab"}')
+    assert read_record(file) == {"digest": "ab"}
