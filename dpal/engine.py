@@ -65,6 +65,9 @@ class World:
 def lost_peers_told(world: World) -> Iterator[None]:
     """Turn the failure of a collective after another rank's death into one sentence.
 
+    At the end the process group is left: a process that ends within it aborts, and its exit code
+    is lost.
+
     Raises:
         DpalError: with exit code 1, which a scheduler tries again; the cause is the other rank's.
     """
@@ -76,6 +79,8 @@ def lost_peers_told(world: World) -> Iterator[None]:
         raise DpalError(
             f"rank {world.rank} lost another rank in the middle of a step; that rank tells why"
         ) from None
+    finally:
+        _leave()
 
 
 class Engine:
@@ -92,7 +97,7 @@ class Engine:
         self, module: nn.Module, spec: Train, world: World, restored: EngineState | None = None
     ) -> None:
         deepspeed = _import_deepspeed()
-        _initialise_distributed(deepspeed, world)
+        meet(world)
         if restored is not None:
             module.load_state_dict(restored.parameters, strict=True)
         self.world, self.module = world, module
@@ -160,8 +165,7 @@ class Engine:
     def close(self) -> None:
         """Leave the process group."""
         self._engine.destroy()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        _leave()
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self._engine.module.parameters() if p.requires_grad]
@@ -249,7 +253,8 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _initialise_distributed(deepspeed: Any, world: World) -> None:
+def meet(world: World) -> None:
+    """Join the process group of all ranks; nothing happens when that was done before."""
     if world.size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
@@ -257,7 +262,14 @@ def _initialise_distributed(deepspeed: Any, world: World) -> None:
         RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank)
     )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    _import_deepspeed().init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False
+    )
+
+
+def _leave() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

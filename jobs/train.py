@@ -35,6 +35,7 @@ from dpal.base.saip import Saip
 from dpal.base.signals import StopSignal
 from dpal.base.telemetry import Telemetry
 from dpal.engine import Engine, World, lost_peers_told
+from dpal.first_rank import by_rank_0
 from dpal.method.build import build_task
 from dpal.saip.views import SaipPlan
 from dpal.target_source import CachedTargets, OnlineTargets, TargetSource
@@ -95,10 +96,13 @@ def train_rank(recipe: Recipe, manifest: Manifest, world: World) -> bool:
         pool = load_backgrounds(recipe)
         sources, caches = target_sources(recipe, manifest, pool, telemetry)
         found = checkpoint.latest(layout.checkpoints)
-        if world.rank == 0:
+
+        def look() -> None:
             step = found.step if found is not None else 0
             _tell(learned_line(recipe, manifest))
             _tell(require_parity(recipe, manifest, pool, caches, step))
+
+        by_rank_0(world, look)
         task = build_task(recipe, sources, layout.teacher)
         source = make_loader(
             recipe, manifest, pool, task, caches, world, telemetry, skipped=layout.skipped
