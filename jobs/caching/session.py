@@ -2,6 +2,7 @@
 
 import math
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -79,7 +80,9 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     cache = recipe.cache
     local = cache.ray_address == "local"
     if local:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # nobody else on this machine joins
+        if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":  # nobody else joins
+            # Ray would write one into the home, which need not be there.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_worker_niceness", "0")  # the machine is here for this job
         if len(os.environ.get("TMPDIR", "").encode()) > LONGEST:  # a scheduler's, often
             os.environ.setdefault("RAY_TMPDIR", "/tmp")

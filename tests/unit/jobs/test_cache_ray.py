@@ -306,6 +306,21 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None]
     os.environ.update(environment)
 
 
+def test_ray_of_this_job_alone_has_a_token_of_its_own_and_writes_none(
+    started: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str | None] = []
+    started.append(lambda: told.append(os.environ.get("RAY_AUTH_TOKEN")))
+    for theirs in ("", "", "their own"):
+        for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN", theirs)):
+            monkeypatch.setenv(name, value) if theirs else monkeypatch.delenv(name, raising=False)
+        with open_session(recipe_of()):
+            pass
+    assert len(set(told)) == 3
+    assert min(map(len, told[:2])) == 64
+    assert told[2] == "their own"
+
+
 def test_ray_does_not_take_the_stop_signal(started: list[Callable[[], None]]) -> None:
     started.append(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     with StopSignal.listening() as stop, open_session(recipe_of()):
