@@ -115,7 +115,8 @@ def _cache(plan: _Plan, manifest: Manifest, telemetry: Telemetry, what: str, bef
     started, images, shards = time.monotonic(), 0, plan.num_done
     done = manifest.num_samples - sum(ref.num_samples for ref in plan.missing)
     with Progress(what, manifest.num_samples, "image", initial=done) as progress:
-        for ref, seen in cache_shards(plan.recipe, plan.missing):
+        progress.prepare("starting Ray and the teacher")
+        for ref, seen in cache_shards(plan.recipe, plan.missing, progress.begin):
             images, shards, before = images + seen, shards + 1, before + 1
             telemetry.report(CACHE_IMAGES, seen)
             telemetry.report(CACHE_SHARDS, before)

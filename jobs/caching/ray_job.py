@@ -5,16 +5,18 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data_tools.manifest import ShardRef
 from dpal.base.errors import DataError, DpalError, StopRequested
+from dpal.base.progress import say
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from jobs.caching.schedule import DEPTH, RETRIES, Schedule
 from jobs.caching.session import Session, absolute, open_session
 
+PATIENCE_S = 30.0  # without a teacher that is ready, until it is said; then twice as long
 DIED = (
     f"ended its teacher actor {RETRIES + 1} times; give it more memory, or lower "
     "teacher.batch_size or data.samples_per_shard"
@@ -62,12 +64,17 @@ class TeacherActor:
         return Answer(views, self._worker.forward.size)
 
 
-def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, int]]:
+def cache_shards(
+    recipe: Recipe, refs: Sequence[ShardRef], ready: Callable[[], None] = lambda: None
+) -> Iterator[tuple[ShardRef, int]]:
     """Cache `refs` on Ray and yield (shard, views the teacher saw) as they finish, in any order.
 
     The calibration comes first, if the cache lacks it; without `refs` it is all that is done.
     An actor that dies is replaced and its shards are done again. The order is drawn, so that two
     jobs on one recipe meet at the same shard at the same time as seldom as can be.
+
+    Args:
+        ready: called once, when the first actor has its teacher.
 
     Raises:
         StopRequested: after a stop signal, or when Ray itself is gone.
@@ -79,6 +86,7 @@ def cache_shards(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[Sha
         # The first actor alone fits the header; the others find it published.
         crew.hire()
         crew.await_first()
+        ready()
         yield from crew.work(refs)
 
 
@@ -100,6 +108,7 @@ class _Crew:
         self._told = False
         self._damaged: list[str] = []
         self._failures = 0  # actors in a row that died before they were ready
+        self._idle_since, self._patience_s = time.monotonic(), PATIENCE_S
 
     def hire(self) -> None:
         """Start an actor."""
@@ -132,7 +141,8 @@ class _Crew:
                 yield by_name[name], answer.views
         if self._damaged:
             more = len(self._damaged) - 1
-            raise DataError(self._damaged[0] + (f"; {more} more shards failed" if more else ""))
+            others = f"; {more} more shard{'s' * (more > 1)} failed" if more else ""
+            raise DataError(self._damaged[0] + others)
 
     def _answer(self, schedule: Schedule) -> tuple[str, Answer] | None:
         """The next shard that is done; None when something else happened, or nothing."""
@@ -146,6 +156,7 @@ class _Crew:
         if self.stop:  # also where answers never cease; what has none yet is in the ledger
             raise StopRequested("caching stopped on request; run it again for the other shards")
         if call is None:
+            self._tell_idle()
             return None
         actor, name = self._calls.pop(call)
         try:
@@ -160,7 +171,7 @@ class _Crew:
             return None
         if not name:
             self._ready.add(actor)
-            self._failures = 0
+            self._failures, self._patience_s = 0, PATIENCE_S
         elif schedule.finished(actor, name):
             return name, answer
         return None
@@ -170,6 +181,7 @@ class _Crew:
         if name and isinstance(error, DataError) and len(self._damaged) < RETRIES:
             if schedule.finished(actor, name):
                 self._damaged.append(str(error))
+                say(f"cache: {error}; going on with the others")
             return
         first = self._damaged[0] if self._damaged else str(error)
         raise type(error)(first if isinstance(error, DataError) else str(error)) from None
@@ -179,11 +191,27 @@ class _Crew:
         wanted = self.recipe.teacher.batch_size
         if size < wanted and not self._told:
             self._told = True
-            print(
+            say(
                 f"cache: teacher.batch_size={wanted} does not fit into the device's memory; "
-                f"going on with {size}",
-                file=sys.stderr,
-                flush=True,
+                f"going on with {size}"
+            )
+
+    def _tell_idle(self) -> None:
+        """Say why nothing goes on while no actor is ready, more and more seldom."""
+        now = time.monotonic()
+        if self._ready:
+            self._idle_since = now
+        elif now - self._idle_since > self._patience_s:
+            self._patience_s *= 2
+            cache = self.recipe.cache
+            say(
+                f"cache: no teacher is ready after {now - self._idle_since:.0f} s; "
+                + (
+                    "it is being loaded, or waits for a free node"
+                    if self.session.has_room(cache.cpus_per_actor, cache.gpus_per_actor)
+                    else f"no node of Ray has what an actor asks for, {cache.cpus_per_actor:g} "
+                    f"CPUs and {cache.gpus_per_actor:g} GPUs, so one is waited for"
+                )
             )
 
     def _replace(self, schedule: Schedule, actor: Any, error: Any) -> None:
@@ -191,11 +219,16 @@ class _Crew:
         self._calls = {call: it for call, it in self._calls.items() if it[0] != actor}
         self.session.require_head()
         preempted = getattr(error, "preempted", False)
+        late = actor in self._late
+        why = "was too late" if late else "lost its machine" if preempted else "died"
+        say(f"cache: a teacher actor {why}; another one takes its place")
         if actor in self._ready:
             limit = self.recipe.cache.shard_timeout_s
-            late = f"took longer than cache.shard_timeout_s={limit:g} {RETRIES + 1} times"
-            schedule.lose(actor, late if actor in self._late else DIED, blame=not preempted)
+            too_long = f"took longer than cache.shard_timeout_s={limit:g} {RETRIES + 1} times"
+            schedule.lose(actor, too_long if late else DIED, blame=not preempted)
             self._ready.discard(actor)
+            self._late.discard(actor)
+            self._idle_since = time.monotonic()
         elif not preempted:
             self._failures += 1
             if self._failures > RETRIES:

@@ -68,6 +68,15 @@ class Session:
         if not any(node["Alive"] for node in self.ray.nodes()):
             raise self._gone("no node of it is alive")
 
+    def has_room(self, cpus: float, gpus: float) -> bool:
+        """Whether a node, were it free, could run an actor of that many CPUs and GPUs."""
+        return any(
+            node["Alive"]
+            and node["Resources"].get("CPU", 0) >= cpus
+            and node["Resources"].get("GPU", 0) >= gpus
+            for node in self.ray.nodes()
+        )
+
     def _gone(self, what: str) -> StopRequested:
         self.lost = True
         return StopRequested(GONE.format(what=what))

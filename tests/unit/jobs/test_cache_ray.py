@@ -1,11 +1,13 @@
 """What the driver makes of a stop request, a dead actor, a lost head, and an actor's error."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +18,10 @@ from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError, StopRequested
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
+from jobs.caching import ray_job
 from jobs.caching import session as cache_session
 from jobs.caching.ray_job import Answer, _Crew, cache_shards
-from jobs.caching.schedule import RETRIES
+from jobs.caching.schedule import RETRIES, Schedule
 from jobs.caching.session import Session, open_session
 
 Behave = Callable[[int, str], Exception | int]
@@ -43,7 +46,7 @@ class FakeRay:
         return SimpleNamespace(gcs_address=self.address)
 
     def nodes(self) -> list[dict]:
-        return [{"Alive": True}]
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
 
     def remote(self, _class: type) -> SimpleNamespace:
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self._hire))
@@ -135,6 +138,60 @@ def test_a_shard_that_keeps_killing_its_actor_is_named() -> None:
         run(crew, 6)
 
 
+def test_a_death_and_a_damaged_shard_are_told_when_they_happen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    told = DataError("shard 'p-2.tar' is damaged")
+    wrapped = errors.RayTaskError("cache_shard", "Traceback ...", told).as_instanceof_cause()
+    dead = errors.ActorDiedError()
+    crew = crew_of(
+        lambda actor, shard: dead if shard and actor == 1 else wrapped if shard == "p-2.tar" else 1,
+        actors=1,
+    )
+    crew.hire()
+    crew.await_first()
+    seen: list[str] = []
+    with pytest.raises(DataError):
+        seen.extend(capsys.readouterr().err for _ in crew.work(shards(3)))
+    lines = ("".join(seen) + capsys.readouterr().err).splitlines()
+    assert lines.count("cache: a teacher actor died; another one takes its place") == 1
+    assert lines.count("cache: shard 'p-2.tar' is damaged; going on with the others") == 1
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("cpus", "why"), [(1.0, "being loaded"), (64.0, "no node of Ray has .*64 CPUs and 0 GPUs")]
+)
+def test_waiting_for_a_teacher_says_what_for_and_more_and_more_seldom(
+    cpus: float, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(ray_job.time, "monotonic", lambda: now[0])
+    crew = crew_of(lambda _actor, _shard: -1, cpus_per_actor=cpus)
+    crew.hire()
+    schedule = Schedule((), lambda: 0.0)
+    for second in range(200):
+        now[0] = float(second)
+        assert crew._answer(schedule) is None
+    lines = capsys.readouterr().err.splitlines()
+    assert [int(re.search(r"after (\d+) s", line)[1]) for line in lines] == [31, 61, 121]
+    assert all(re.search(why, line) for line in lines)
+
+
+def test_the_first_teacher_is_told_before_the_first_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def session(_recipe: Recipe) -> Iterator[Session]:
+        yield Session(FakeRay(lambda _actor, _shard: 1))
+
+    monkeypatch.setattr(ray_job, "open_session", session)
+    events: list[str] = []
+    for ref, _views in cache_shards(recipe_of(), shards(2), lambda: events.append("ready")):
+        events.append(ref.name)
+    assert events[0] == "ready"
+    assert len(events) == 3
+
+
 def test_a_teacher_that_cannot_be_loaded_ends_the_job() -> None:
     errors = pytest.importorskip("ray.exceptions")
     for dead in (errors.ActorDiedError(), errors.OutOfMemoryError("memory")):
@@ -188,7 +245,7 @@ def test_a_damaged_shard_does_not_keep_the_others_from_being_done() -> None:
         for ref, _views in crew.work(shards(9)):
             done.append(ref.name)
 
-    with pytest.raises(DataError, match=r"^shard 'p-[25].tar' is damaged; 1 more shards failed$"):
+    with pytest.raises(DataError, match=r"^shard 'p-[25].tar' is damaged; 1 more shard failed$"):
         work()
     assert sorted(done) == [f"p-{i}.tar" for i in range(9) if i not in (2, 5)]
 
