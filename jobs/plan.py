@@ -8,7 +8,7 @@ from typing import Any
 
 from dpal.base.config import load_recipe
 from dpal.base.errors import ConfigError, StorageError
-from jobs.planning.advice import advice
+from jobs.planning.advice import advice, words_for
 from jobs.planning.model import reckon
 from jobs.planning.rates import Rates, read_rates, split_words
 from jobs.planning.table import plan_text
@@ -20,17 +20,18 @@ MOST = 10**12  # images, students, devices or epochs
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with what it was reckoned from."""
+    """A plan with what it was reckoned from; `words` make the recipe use the planned devices."""
 
     name: str
     work: Workload
     rates: Rates
     plan: Plan
     warnings: tuple[str, ...]
+    words: tuple[str, ...]
 
     def text(self) -> str:
         """The table."""
-        return plan_text(self.name, self.work, self.rates, self.plan, self.warnings)
+        return plan_text(self.name, self.work, self.rates, self.plan, self.warnings, self.words)
 
     def to_json(self) -> str:
         """Everything, for machines; what is infinite is null."""
@@ -46,6 +47,7 @@ class Planned:
             "rates": self.rates.model_dump(mode="json"),
             "plan": {**asdict(self.plan), "cheaper": self.plan.cheaper},
             "warnings": list(self.warnings),
+            "words": list(self.words),
         }
         return json.dumps(_finite(record), indent=1, allow_nan=False) + "\n"
 
@@ -62,7 +64,8 @@ def plan(recipe_path: str, words: tuple[str, ...], rates_path: str, size: Size) 
     rates = read_rates(Path(rates_path), rate_words)
     work = workload(recipe, rates, size)
     found = reckon(work, rates)
-    return Planned(recipe.name, work, rates, found, advice(recipe, work, rates, found))
+    warnings, using = advice(recipe, work, rates, found), words_for(recipe, work, rates)
+    return Planned(recipe.name, work, rates, found, warnings, using)
 
 
 def write_json(path: Path, planned: Planned) -> None:

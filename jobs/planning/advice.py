@@ -1,4 +1,4 @@
-"""What is wrong, or soon will be, with a recipe at a planned size: one sentence each."""
+"""What is wrong, or soon will be, with a recipe at a planned size, and what runs it so."""
 
 from dpal.base.recipe import Recipe
 from dpal.base.teachers import teacher_name
@@ -23,6 +23,23 @@ def advice(recipe: Recipe, work: Workload, rates: Rates, plan: Plan) -> tuple[st
         *_origin(recipe, rates),
     ]
     return tuple(found)
+
+
+def words_for(recipe: Recipe, work: Workload, rates: Rates) -> tuple[str, ...]:
+    """Overrides with which the recipe uses the planned devices; none where it does, or cannot."""
+    nodes = num_nodes(work, rates)
+    each, rest = divmod(work.devices, nodes)
+    if rest:
+        return ()
+    pairs = [("train.processes", recipe.train.processes, each)]
+    pairs += [("job.nodes", recipe.job.nodes, nodes)]
+    if rates.node.student_cores == 0:
+        pairs += [("job.gpus_per_node", recipe.job.gpus_per_node, each)]
+    if work.teachers:
+        pairs += [("cache.actors", recipe.cache.actors, work.devices)]
+    if work.teachers and rates.node.teacher_cores == 0 and not recipe.cache.gpus_per_actor:
+        pairs += [("cache.gpus_per_actor", 0, 1)]
+    return tuple(f"{key}={wanted}" for key, mine, wanted in pairs if mine != wanted)
 
 
 def _ranks(recipe: Recipe, work: Workload) -> list[str]:

@@ -12,7 +12,14 @@ WIDTH = 80
 Row = tuple[str, Sequence[str]]  # a label and its cells; without cells, a heading
 
 
-def plan_text(name: str, work: Workload, rates: Rates, plan: Plan, warnings: Sequence[str]) -> str:
+def plan_text(
+    name: str,
+    work: Workload,
+    rates: Rates,
+    plan: Plan,
+    warnings: Sequence[str],
+    words: Sequence[str],
+) -> str:
     """All of it."""
     measured = rates.measured
     size = (
@@ -34,6 +41,8 @@ def plan_text(name: str, work: Workload, rates: Rates, plan: Plan, warnings: Seq
     ]
     if work.remote_shards or work.remote_targets:
         lines += ["", *_wrapped(_copies(work, plan))]
+    if words:
+        lines += ["", *_wrapped(f"on these devices with: {' '.join(words)}")]
     if warnings:
         lines += [""]
     for warning in warnings:

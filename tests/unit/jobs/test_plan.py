@@ -50,6 +50,7 @@ from tiny import fill_cache, tiny_recipe, tiny_values, write_recipe
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "jobs" / "recipes" / "demo.yaml"
+SAIP = ROOT / "jobs" / "recipes" / "saip.yaml"
 
 
 def made_rates(recipe: Recipe, width: int = 192, **changes: Any) -> Rates:
@@ -367,6 +368,23 @@ def test_warnings_name_what_will_hurt_and_are_silent_where_nothing_does(demo_rat
     assert "student.name vit_small (vit_tiny)" in warnings(
         *other, rates=demo_rates, size=Size(10**8, devices=8)
     )
+
+
+def test_words_make_the_recipe_use_the_planned_devices(demo_rates: Path) -> None:
+    """Which it would not by itself: it has one process and one actor, and its actor no GPU."""
+    size = Size(10**6, devices=16)
+    found = plan(str(DEMO), (), str(demo_rates), size)
+    wanted = "train.processes=8 job.nodes=2 job.gpus_per_node=8 cache.actors=16"
+    assert found.words == (*wanted.split(), "cache.gpus_per_actor=1")
+    assert "cache.actors=16 cache.gpus_per_actor=1" in " ".join(found.text().split())
+    again = plan(str(DEMO), found.words, str(demo_rates), size)
+    assert again.words == ()
+    assert "on these devices" not in again.text()
+    cpu = ("rates.node.teacher_cores=1", "rates.node.student_cores=1")
+    assert not any("gpu" in word for word in plan(str(DEMO), cpu, str(demo_rates), size).words)
+    assert plan(str(DEMO), (), str(demo_rates), Size(10**6, devices=9)).words == ()  # 5 and 4
+    words = plan(str(SAIP), ("rates.teachers=[]",), str(demo_rates), size).words
+    assert not any(word.startswith("cache.") for word in words)
 
 
 def test_a_size_that_is_advised_keeps_every_device_busy(demo_rates: Path) -> None:
