@@ -218,6 +218,7 @@ class _Crew:
         """Another actor for one that died. Raises DataError when that has no end."""
         self._calls = {call: it for call, it in self._calls.items() if it[0] != actor}
         self.session.require_head()
+        self.session.ray.kill(actor)  # one that was out of reach may live, and keep its device
         preempted = getattr(error, "preempted", False)
         late = actor in self._late
         why = "was too late" if late else "lost its machine" if preempted else "died"

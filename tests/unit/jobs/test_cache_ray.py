@@ -129,6 +129,14 @@ def test_a_dead_actor_is_replaced_and_its_shards_are_done_again() -> None:
     assert crew.session.ray.hired == 3
 
 
+def test_an_actor_that_is_out_of_reach_does_not_keep_its_device() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    away = errors.ActorUnavailableError("the network", None)
+    crew = crew_of(lambda actor, shard: away if shard and actor == 1 else 1, actors=1)
+    assert run(crew, 4) == [f"p-{i}.tar" for i in range(4)]
+    assert crew.session.ray.killed == {1}
+
+
 def test_a_shard_that_keeps_killing_its_actor_is_named() -> None:
     errors = pytest.importorskip("ray.exceptions")
     dead = errors.ActorDiedError()
