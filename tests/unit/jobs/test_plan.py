@@ -5,6 +5,7 @@ Takes about 15 s.
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +323,21 @@ def test_a_plan_from_given_rates_starts_without_torch(demo_rates: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_in_the_docs_is_what_its_command_prints(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^dpal plan jobs(?:.*\\\n)*.*$", text, re.MULTILINE)
+    (shown,) = re.findall(r"```text\n([^`]*^STORED[^`]*)```", text, re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    answer = call(capsys, *words[: words.index("--json")])
+    assert answer.code == EXIT_DONE
+    printed = [line for line in answer.printed.splitlines() if line]
+    assert set(shown.split("\n")) - {""} <= set(printed)
+    assert len(printed) - len([line for line in shown.splitlines() if line]) == 6  # left out
 
 
 def warnings(*words: str, rates: Path, size: Size) -> str:
