@@ -23,6 +23,8 @@ LONGEST = 39  # bytes of a folder below which the names of Ray's sockets are not
 HEAD_S = 20.0  # a head may be away so long; Ray itself ends the process after a minute
 GONE = "Ray is gone ({what}); the finished shards stay: run the same command again for the others"
 
+LATE = "Ray did not start ({reason}); run the same command again"
+
 
 class Session:
     """A connected Ray.
@@ -84,7 +86,12 @@ class Session:
 
 @contextmanager
 def open_session(recipe: Recipe) -> Iterator[Session]:
-    """Ray, started here or joined, and left again. Raises ConfigError when it cannot be had."""
+    """Ray, started here or joined, and left again.
+
+    Raises:
+        ConfigError: when it cannot be had.
+        StopRequested: when it did not start in time, as on a machine that has too much to do.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cache = recipe.cache
     local = cache.ray_address == "local"
@@ -108,6 +115,9 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
             f"cache.ray_address={cache.ray_address!r}: {what} ({reason}); "
             "accepted are 'local', 'auto' and ray://host:port"
         ) from None
+    except Exception as error:  # Ray has no narrower type for what took too long
+        reason = shorten(str(error), 300, placeholder=" ...")
+        raise StopRequested(LATE.format(reason=reason)) from None
     session = Session(ray)
     try:
         _check_gpus(ray, recipe, local)

@@ -406,6 +406,15 @@ def test_a_stop_request_while_ray_starts_is_run_me_again(
         list(cache_shards(recipe_of(), shards(2)))
 
 
+def test_a_start_that_took_too_long_is_run_me_again(started: list[Callable[[], None]]) -> None:
+    def late() -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    started.append(late)
+    with pytest.raises(StopRequested, match=r"not start \(The .* during startup\.\); run .* again"):
+        list(cache_shards(recipe_of(), shards(1)))
+
+
 def test_a_long_temporary_folder_of_a_scheduler_does_not_keep_ray_from_starting(
     started: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
