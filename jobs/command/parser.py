@@ -81,6 +81,11 @@ def _add_stages(words: _Words) -> None:
     parity.add_argument("recipe", help="recipe file")
     parity.add_argument("-n", type=int, default=32, help="samples (default 32)")
     parity.add_argument("--seed", type=int, default=0, help="another one draws other samples")
+    parity.add_argument(
+        "--against",
+        choices=("fp32",),
+        help="compare teachers in bf16 or through ONNX Runtime with themselves in fp32 instead",
+    )
     parity.add_argument("--json", metavar="FILE", help="write the figures for machines too")
     parity.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="recipe overrides")
     ablate = words.verb("ablate", verbs.ablate, "a grid of runs and one table; skips what is done")

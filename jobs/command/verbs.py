@@ -175,10 +175,14 @@ def diagnose(arguments: argparse.Namespace) -> int:
 
 
 def parity(arguments: argparse.Namespace) -> int:
-    """Cached targets against the teachers themselves."""
+    """Cached targets against the teachers themselves, or those against themselves in fp32."""
+    file = Path(arguments.json) if arguments.json else None
+    if arguments.against:
+        from jobs.parity_precision import run_against_fp32
+
+        return run_against_fp32(_recipe(arguments), arguments.n, arguments.seed, file)
     from jobs.parity import run_parity
 
-    file = Path(arguments.json) if arguments.json else None
     return run_parity(_recipe(arguments), arguments.n, arguments.seed, file)
 
 
