@@ -104,7 +104,7 @@ def _found(share: float, nodes: int, epochs: int) -> float:
         if weight <= rest:
             break
         found += (epochs - j) * weight / nodes * _likely(rest / weight, nodes)
-    return found
+    return max(0.0, found)  # what is left of two large numbers, on very many nodes
 
 
 def _likely(bound: float, nodes: int) -> float:

@@ -284,6 +284,7 @@ def test_shards_move_between_nodes_so_copies_of_everything_are_fetched_by_every_
     assert fetched_epochs(1.0, 1024, 50.0) == pytest.approx(1024 * (1 - (1023 / 1024) ** 50))
     assert fetched_epochs(0.5, 4096, 1e6) == pytest.approx(5e5, rel=0.01)  # finite and quick
     assert fetched_epochs(0.5, 3, 0.25) == 0.25
+    assert fetched_epochs(1.0, 25 * 10**10, 2.0) <= 2  # although nothing is left of its digits
 
 
 def test_copies_that_hold_everything_are_fetched_once() -> None:
