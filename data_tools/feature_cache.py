@@ -95,7 +95,7 @@ class TargetCache:
         """
         if not store.exists(HEADER):
             raise DataError(f"no target cache in {store.url!r}: run `dpal cache` first")
-        header = TargetHeader.from_json(store.get(HEADER))
+        header = TargetHeader.from_json(store.get(HEADER), f"target header {store.url}/{HEADER}")
         differences = definition.differences(header.definition)
         if differences:
             raise DataError(
@@ -160,7 +160,8 @@ class TargetCache:
         row = self._row(ledger_name(ref))
         if (row.source_sha256, row.keys_digest) != (ref.sha256, ref.keys_digest):
             raise DataError(
-                f"targets of shard {ref.name!r} in {self.store.url!r} were made from other images"
+                f"targets of shard {ref.name!r} in {self.store.url!r} were made from other images; "
+                f"delete {self.store.url}/{ledger_name(ref)}, then run `dpal cache` again"
             )
         return row
 
@@ -181,8 +182,19 @@ class TargetCache:
         where = f"{self.store.url}/{name}"
         stored = self.row(ref).series.get(series)
         if stored is None:
-            raise DataError(f"targets of shard {ref.name!r} in {self.store.url!r} lack {series!r}")
-        data = self._data(name, Content(*stored), cache, where)
+            raise DataError(
+                f"targets of shard {ref.name!r} in {self.store.url!r} lack {series!r}; delete "
+                f"{self.store.url}/{ledger_name(ref)}, then run `dpal cache` again"
+            )
+        try:
+            data = self._data(name, Content(*stored), cache, where)
+        except DataError:
+            if self.store.exists(name):
+                raise
+            raise DataError(
+                f"targets {where!r} are missing; delete {self.store.url}/{ledger_name(ref)}, then "
+                "run `dpal cache` again"
+            ) from None
         if len(data) != stored.num_bytes:
             raise DataError(
                 f"targets {where!r} have {len(data)} bytes, the ledger says {stored.num_bytes}; "
@@ -190,7 +202,10 @@ class TargetCache:
             )
         shard = TargetShard(data, self.layout(series), where)
         if keys_digest(shard.keys) != ref.keys_digest:
-            raise DataError(f"targets {where!r} are not of the samples of shard {ref.name!r}")
+            raise DataError(
+                f"targets {where!r} are not of the samples of shard {ref.name!r}; delete the file "
+                "and its ledger row, then run `dpal cache` again"
+            )
         return shard
 
     def layout(self, series: str) -> RecordLayout:
@@ -325,4 +340,9 @@ def series_name(series: str, ref: ShardRef) -> str:
 
 def ledger_name(ref: ShardRef) -> str:
     """Object name of a shard's ledger row."""
-    return f"ledger/{ref.name.removesuffix('.tar')}.json"
+    return row_name(ref.name)
+
+
+def row_name(shard: str) -> str:
+    """The same, by the name of the shard."""
+    return f"ledger/{shard.removesuffix('.tar')}.json"

@@ -80,13 +80,16 @@ def _known(names: Iterable[str]) -> list[tuple[str, str]]:
         folder, _slash, last = name.rpartition("/")
         if folder.count("/") + bool(folder) > DEPTH:
             continue
+        above, _slash, own = folder.rpartition("/")
+        if own == "ledger" and last.endswith(".json"):
+            marked.append((above, HEADER))  # a cache, even if its header is lost
         if last in (MANIFEST, HEADER):
             marked.append((folder, last))
         elif last.endswith(".tar"):
             tars.add(folder)
     inside = tuple(f"{folder}/" if folder else "" for folder, _marker in marked)
     stray = [(folder, ".tar") for folder in tars if not f"{folder}/".startswith(inside)]
-    return sorted(marked + (stray if "" not in inside else []))
+    return sorted([*dict.fromkeys(marked)] + (stray if "" not in inside else []))
 
 
 def _audit(

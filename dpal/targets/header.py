@@ -21,6 +21,8 @@ from dpal.record import Kind, RecordLayout
 from dpal.rotation import Rotation
 
 TARGET_VERSION = 1  # raise it whenever the same inputs would give other records
+MEND = "delete its folder, then run `dpal cache` again"
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class TargetHeader:
         return RecordLayout(kind, self.definition.codec, self.width, rows * columns)
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON; floats survive exactly, so equal headers give equal bytes."""
+        """UTF-8 JSON with a checksum; floats survive exactly: equal headers give equal bytes."""
         plain = {
             name: value.tolist() if isinstance(value, np.ndarray) else value
             for name, value in ((f.name, getattr(self, f.name)) for f in fields(self))
@@ -114,14 +116,26 @@ class TargetHeader:
             del plain["rotation"]
         else:
             plain["rotation"] = self.rotation.to_plain()
-        return json.dumps({"digest": self.digest, **plain}, sort_keys=True, indent=1).encode()
+        plain["digest"] = self.digest
+        plain["sha256"] = _checksum(plain)
+        return json.dumps(plain, sort_keys=True, indent=1).encode()
 
     @staticmethod
-    def from_json(data: bytes) -> "TargetHeader":
-        """Read what `to_json` wrote. Raises DataError when it is damaged."""
+    def from_json(data: bytes, where: str = "target header") -> "TargetHeader":
+        """Read what `to_json` wrote; headers of before have no checksum.
+
+        Args:
+            where: what the data are, for the message.
+
+        Raises:
+            DataError: when it is damaged.
+        """
         try:
             plain = json.loads(data)
-            digest = plain.pop("digest")
+            stored = plain.pop("sha256", None)
+            checksum, digest = _checksum(plain), plain.pop("digest")
+            if type(plain["width"]) is not int:
+                raise ValueError("width")
             inner = plain["definition"]
             grids = {name: tuple(inner[name]) for name in ("grid", "composite_grid")}
             plain["definition"] = TargetDefinition(**{**inner, **grids})
@@ -140,14 +154,23 @@ class TargetHeader:
             if "rotation" in plain or codec.turn != "none":
                 plain["rotation"] = Rotation.from_plain(plain["rotation"], codec, plain["width"])
             header = TargetHeader(**plain)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise DataError(f"target header is damaged: {type(error).__name__} {error}") from None
+        except _DAMAGE as error:
+            raise DataError(
+                f"{where} is damaged ({type(error).__name__} {error}); {MEND}"
+            ) from None
         if header.digest != digest:
             raise DataError(
-                f"target header says digest {digest} but its definition has {header.digest}; "
-                "the header was edited or is of another version"
+                f"{where} says digest {digest} but its definition has {header.digest}: it was "
+                f"edited, or is of another version; {MEND}"
             )
+        if stored not in (None, checksum):
+            raise DataError(f"{where} is damaged (its checksum does not match); {MEND}")
         return header
+
+
+def _checksum(plain: Mapping[str, Any]) -> str:
+    """SHA-256 over the JSON of a header without it, sorted by key."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

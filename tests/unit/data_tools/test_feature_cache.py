@@ -116,6 +116,17 @@ def test_a_damaged_record_names_file_and_key(cache: TargetCache, header) -> None
         shard.records(range(6))
 
 
+def test_a_tar_that_is_gone_is_told_with_what_mends_it(cache: TargetCache, header) -> None:
+    cache.publish_shard(REF, KEYS, tars(header))
+    cache.store.delete("view-0/persons-000000.tar")
+    with pytest.raises(
+        DataError, match=r"^targets '.*view-0/persons-000000\.tar' are missing; del"
+    ):
+        cache.shard("view-0", REF)
+    with pytest.raises(DataError, match=r"lack 'view-7'; delete .*ledger/persons-000000\.json, "):
+        cache.shard("view-7", REF)
+
+
 @pytest.mark.parametrize("cut", [1, 512, 4000])
 def test_a_truncated_tar_is_refused(cache: TargetCache, header, cut: int) -> None:
     cache.publish_shard(REF, KEYS, tars(header))

@@ -135,6 +135,9 @@ def test_an_edited_or_cut_header_is_refused() -> None:
         {"patch_mean": [float("nan")] * WIDTH},
         {"patch_std": [0.0] * WIDTH},
         {"cls_std": [-1.0] * WIDTH},
+        {"width": float(WIDTH)},
+        {"patch_mean": [10**400] * WIDTH},
+        {"low": 10**400},
     ],
 )
 def test_statistics_that_no_calibration_gives_are_refused(change: dict[str, Any]) -> None:
