@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpal.base.errors import ConfigError
+from dpal.model.weights import weights_path
 
 
 class OnnxNetwork:
@@ -37,7 +38,7 @@ class OnnxNetwork:
     def __init__(
         self, path: Path, global_output: str, dense_output: str, input_size: tuple[int, int]
     ) -> None:
-        self.path = weights_file(str(path))
+        self.path = weights_path(str(path))
         model = _read(self.path)
         names = [output.name for output in model.graph.output]
         for key, name in (("global_output", global_output), ("dense_output", dense_output)):
@@ -119,13 +120,6 @@ class OnnxNetwork:
                     "export it with a dynamic batch"
                 )
         return cls.shape[1]
-
-
-def weights_file(path: str) -> Path:
-    """The file as a path. Raises ConfigError when it does not exist."""
-    if not Path(path).is_file():
-        raise ConfigError(f"teacher.weights={path!r} does not exist")
-    return Path(path)
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -27,7 +27,7 @@ from dpal.base.teachers import (
     TaughtTeacher,
     TimmTeacher,
 )
-from dpal.model import onnx_teacher, timm_teacher
+from dpal.model import timm_teacher
 from dpal.model.networks import Network, PublishedSpec, Spec, build_network, taught_file
 from dpal.model.tokens import Tokens
 from dpal.model.weights import weights_path
@@ -157,7 +157,7 @@ def teacher_identity(
         return {
             **common,
             **seen,
-            "weights": sha256_of(onnx_teacher.weights_file(spec.weights)),
+            "weights": sha256_of(weights_path(spec.weights)),
             "outputs": [spec.global_output, spec.dense_output],
             "precision": "fp32",
             "library": _library("onnxruntime"),
