@@ -50,7 +50,7 @@ class Schedule:
         while self._waiting and self._waiting[0] not in self._open:
             self._waiting.popleft()  # another actor was quicker
         # Near the end, what would only be prepared here can be begun by another actor.
-        wanted = 1 if not held else 1 + len(self._held)
+        wanted = len(self._held) if held else 1
         if len(self._waiting) >= wanted:
             if held and self._lost[self._waiting[0]]:
                 return None

@@ -35,6 +35,14 @@ def test_at_the_end_nobody_prepares_what_an_idle_actor_could_do() -> None:
     assert schedule.take("b") == "p-2.tar"
 
 
+def test_while_there_is_one_for_everybody_the_next_is_prepared() -> None:
+    alone = Schedule(names(2), Clock())
+    assert [alone.take("a"), alone.take("a")] == ["p-0.tar", "p-1.tar"]
+    schedule = Schedule(names(4), Clock())
+    taken = [schedule.take(actor) for actor in ("a", "b", "a", "b")]
+    assert taken == ["p-0.tar", "p-1.tar", "p-2.tar", None]
+
+
 def test_what_a_lost_actor_had_is_done_first_and_alone() -> None:
     schedule = Schedule(names(9), Clock())
     assert [schedule.take("a"), schedule.take("a")] == ["p-0.tar", "p-1.tar"]
