@@ -122,6 +122,12 @@ def _cache() -> tuple[Panel, ...]:
             (Query(done, "{{run}} done"), Query(wanted, "{{run}} wanted")),
         ),
         Panel(
+            "Time until all shards have targets",
+            "s",
+            (t.CACHE_SHARDS, t.CACHE_SHARDS_TOTAL),
+            (Query(f"({wanted} - {done}) / (deriv({done}[15m]) > 0)", "{{run}}"),),
+        ),
+        Panel(
             "Images the teacher saw, per second",
             "short",
             (t.CACHE_IMAGES,),
