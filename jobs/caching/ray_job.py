@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from data_tools.manifest import ShardRef
-from dpal.base.errors import DataError, DpalError, StopRequested
+from dpal.base.errors import DataError, DpalError, StopRequested, StorageError
 from dpal.base.progress import say
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
@@ -162,9 +162,12 @@ class _Crew:
         try:
             answer = self.session.ray.get(call)
         except self.session.ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, DpalError):
+            cause = error.cause
+            if isinstance(cause, OSError):  # Ray's own type has lost its number
+                cause = StorageError.of(cause)
+            if not isinstance(cause, DpalError):
                 raise
-            self._fail(schedule, actor, name, error.cause)
+            self._fail(schedule, actor, name, cause)
             return None
         except self.session.deaths as error:
             self._replace(schedule, actor, error)

@@ -1,5 +1,6 @@
 """What the driver makes of a stop request, a dead actor, a lost head, and an actor's error."""
 
+import errno
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from data_tools.manifest import ShardRef
 from dpal.base.config import resolve_recipe
-from dpal.base.errors import DataError, StopRequested
+from dpal.base.errors import DataError, StopRequested, StorageError
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from jobs.caching import ray_job
@@ -234,6 +235,15 @@ def test_an_actors_error_reaches_the_user_as_its_one_sentence() -> None:
         run(crew, 4)
     assert type(caught.value) is DataError
     assert str(caught.value) == "shard 'p-2.tar' is damaged"
+
+
+def test_what_an_actors_file_system_said_is_a_sentence() -> None:
+    errors = pytest.importorskip("ray.exceptions")
+    full = OSError(errno.ENOSPC, "No space left on device", "/scratch/x")
+    wrapped = errors.RayTaskError("cache_shard", "Traceback ...", full).as_instanceof_cause()
+    crew = crew_of(lambda _actor, shard: wrapped if shard else 1, actors=1)
+    with pytest.raises(StorageError, match=r"^cannot use '/scratch/x': No space left on device$"):
+        run(crew, 2)
 
 
 def test_a_damaged_shard_does_not_keep_the_others_from_being_done() -> None:
