@@ -34,6 +34,7 @@ from dpal.targets.header import TargetDefinition, TargetHeader
 
 HEADER = "header.json"
 ROWS_KEPT = 4096
+PUBLISHINGS = 3  # of a shard whose tars are deleted meanwhile
 NEIGHBOURS = 20  # other caches that are looked at to tell what a missing one differs in
 
 
@@ -215,17 +216,35 @@ class TargetCache:
     def publish_shard(
         self, ref: ShardRef, keys: Sequence[str], tars: Mapping[str, bytes]
     ) -> LedgerRow:
-        """Publish every series of a shard, then its ledger row."""
-        series = {name: self._publish(name, ref, keys, data) for name, data in tars.items()}
-        row = LedgerRow(ref.name, ref.sha256, ref.keys_digest, ref.num_samples, series)
-        self.store.put_if_absent(ledger_name(ref), row.to_json())
-        return row
+        """Publish every series of a shard, then its ledger row.
+
+        Whoever deletes (`data_tools.unused`) deletes the row, then the tar, then the row again. So
+        a tar that was there before and is gone after the row was written, is not coming back: the
+        row goes, and all begins again. In every order of the two, no row outlives its tars.
+
+        Raises:
+            DataError: when somebody goes on deleting.
+        """
+        for _ in range(PUBLISHINGS):
+            series = {name: self._publish(name, ref, keys, data) for name, data in tars.items()}
+            row = LedgerRow(ref.name, ref.sha256, ref.keys_digest, ref.num_samples, series)
+            self.store.put_if_absent(ledger_name(ref), row.to_json())
+            if all(self.store.exists(series_name(name, ref)) for name in tars):
+                return row
+            self.store.delete(ledger_name(ref))
+        raise DataError(
+            f"targets of shard {ref.name!r} in {self.store.url!r} are deleted as soon as they are "
+            "written: run `dpal cache` again when nobody deletes there"
+        )
 
     def _publish(self, series: str, ref: ShardRef, keys: Sequence[str], data: bytes) -> SeriesRow:
         """First writer wins; what a killed or rival job left is kept if whole, else replaced."""
         name = series_name(series, ref)
         if not self.store.put_if_absent(name, data):
-            published = self.store.get(name)
+            try:
+                published = self.store.get(name)
+            except DataError:  # deleted in between: `publish_shard` will find it missing
+                published = data
             if published != data:
                 if self._is_whole(series, keys, published):
                     data = published

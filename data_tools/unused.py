@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from data_tools.covariance import COVARIANCE
 from data_tools.dated import Dated
-from data_tools.feature_cache import HEADER
+from data_tools.feature_cache import HEADER, row_name
 from data_tools.software import MADE_WITH
 from data_tools.storage import LocalStore, ObjectStore
 
@@ -53,7 +53,9 @@ def cache_folders(listing: Iterable[Dated], now: float) -> list[CacheFolder]:
 def delete_cache(store: ObjectStore, objects: Sequence[str]) -> None:
     """Delete a cache: its ledger first, then its tars, then its header and what that says.
 
-    A kill in between leaves a cache that says itself what it lacks, so `dpal cache` fills it again.
+    A kill in between leaves a cache that says itself what it lacks, so `dpal cache` fills it again;
+    so does a job that is writing to it. What that adds meanwhile stays, but for promises of tars
+    that are gone.
 
     Args:
         store: of the cache's folder.
@@ -62,10 +64,38 @@ def delete_cache(store: ObjectStore, objects: Sequence[str]) -> None:
     rows = [name for name in objects if name.startswith("ledger/")]
     last = [name for name in _LAST if name in objects]
     between = [name for name in objects if name not in {*rows, *last}]
-    for name in (*rows, *between, *last):
+    for name in (*rows, *between):
+        store.delete(name)
+    _forget(store, between)
+    for name in last:
         store.delete(name)
     if isinstance(store, LocalStore):
         _remove_folders(store)
+
+
+def delete_orphans(store: ObjectStore, orphans: Sequence[Dated]) -> None:
+    """Delete tars without a ledger row, but for those that have got one since they were listed.
+
+    Args:
+        store: of the cache's folder.
+    """
+    rows = set(store.list("ledger/"))
+    gone = [orphan.name for orphan in orphans if _row_of(orphan.name) not in rows]
+    for name in gone:
+        store.delete(name)
+    _forget(store, gone)
+
+
+def _forget(store: ObjectStore, gone: Sequence[str]) -> None:
+    """Delete the rows that were written while their tars were deleted (`publish_shard`)."""
+    promised = {_row_of(name) for name in gone if name.endswith(".tar")}
+    for row in store.list("ledger/"):
+        if row in promised:
+            store.delete(row)
+
+
+def _row_of(tar: str) -> str:
+    return row_name(tar.rpartition("/")[2])
 
 
 def _folder(name: str, entries: list[Dated], now: float) -> CacheFolder:

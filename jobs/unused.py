@@ -14,7 +14,7 @@ from data_tools.backgrounds import load_backgrounds
 from data_tools.dated import dated_listing
 from data_tools.manifest import manifest_of
 from data_tools.storage import open_store
-from data_tools.unused import CacheFolder, cache_folders, delete_cache
+from data_tools.unused import CacheFolder, cache_folders, delete_cache, delete_orphans
 from dpal.base.config import load_recipe
 from dpal.base.errors import EXIT_DONE, ConfigError, DataError
 from dpal.base.recipe import Recipe
@@ -55,10 +55,10 @@ def run_unused(
     if delete:
         for folder, row in zip(folders, rows, strict=True):
             store = open_store(f"{url.rstrip('/')}/{folder.name}", storage)
-            if not row["used_by"]:
+            if row["used_by"]:
+                delete_orphans(store, folder.orphans)
+            else:
                 delete_cache(store, folder.objects)
-            for orphan in folder.orphans if row["used_by"] else ():
-                store.delete(orphan.name)
     told = "deleted" if delete else "may go; --delete deletes them"
     if as_json:
         print(json.dumps({"url": url, "deleted": delete, "caches": rows}, indent=1))

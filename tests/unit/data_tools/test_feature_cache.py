@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
+from data_tools.dated import Dated
 from data_tools.feature_cache import (
+    HEADER,
     LedgerRow,
     TargetCache,
     finished_shards,
@@ -21,6 +25,7 @@ from data_tools.local_cache import LocalCache
 from data_tools.manifest import Manifest, ShardRef, keys_digest
 from data_tools.storage import LocalStore
 from data_tools.target_tar import TargetShard, TargetTarBuilder
+from data_tools.unused import delete_cache, delete_orphans
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import DataError
 from dpal.base.inputs import Views
@@ -283,3 +288,84 @@ def test_keys_that_a_tar_header_cannot_hold_are_refused(header: TargetHeader) ->
 def test_series_are_named_by_kind_and_number(tmp_path: Path) -> None:
     assert series_of(Views(count=2, composites=1)) == ("view-0", "view-1", "composite-0")
     assert finished_shards(LocalStore(tmp_path / "nothing")) == set()
+
+
+class Meeting(LocalStore):
+    """Has somebody else do something right before its operation number `when`."""
+
+    def __init__(self, root: Path, when: int, other: Callable[[], object]) -> None:
+        super().__init__(root)
+        self.when, self.other, self.count, self.inside = when, other, 0, False
+
+    def _now(self) -> None:
+        if self.inside:
+            return
+        self.count += 1
+        if self.count == self.when:
+            self.inside = True
+            self.other()
+            self.inside = False
+
+    def delete(self, name: str) -> None:
+        self._now()
+        super().delete(name)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        self._now()
+        return super().put_if_absent(name, data)
+
+    def get(self, name: str) -> bytes:
+        self._now()
+        return super().get(name)
+
+    def exists(self, name: str) -> bool:
+        self._now()
+        return super().exists(name)
+
+    def list(self, prefix: str = "") -> list[str]:
+        self._now()
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("whole_cache", [False, True])
+@pytest.mark.parametrize("writer_first", [False, True])
+def test_whoever_deletes_while_another_writes_leaves_no_row_without_its_tars(
+    tmp_path: Path, header: TargetHeader, whole_cache: bool, writer_first: bool
+) -> None:
+    """A tar of a killed job lies there for a day; one goes on with it, one deletes it."""
+    made_tars, met = tars(header), 0
+    for when in range(1, 14):
+        root = tmp_path / f"targets-{when}"
+        plain = LocalStore(root)
+        TargetCache.publish(plain, header)
+        for name, data in made_tars.items():
+            plain.put(f"{name}/{REF.name}", data)
+        listed = [Dated(f"{name}/{REF.name}", 1, 1.0) for name in made_tars]
+
+        def write(store: LocalStore) -> None:
+            TargetCache(store, header).publish_shard(REF, KEYS, made_tars)
+
+        def delete(store: LocalStore, listed: list[Dated] = listed) -> None:
+            if whole_cache:
+                delete_cache(store, [HEADER, *(one.name for one in listed)])
+            else:
+                delete_orphans(store, listed)
+
+        first, second = (write, delete) if writer_first else (delete, write)
+        store = Meeting(root, when, partial(second, plain))
+        first(store)
+        met += store.count >= when
+        if finished_shards(plain):
+            missing = [name for name in made_tars if not plain.exists(f"{name}/{REF.name}")]
+            assert missing == [], f"at operation {when}"
+    assert met >= 4
+
+
+def test_a_writer_whose_tars_are_always_deleted_gives_up(
+    cache: TargetCache, header, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalStore, "exists", lambda *_args: False)
+    with pytest.raises(DataError, match=r"shard 'persons-000000\.tar'.*deleted as soon as"):
+        cache.publish_shard(REF, KEYS, tars(header))
+    monkeypatch.undo()
+    assert cache.finished() == set()
