@@ -25,7 +25,7 @@ from dpal.method.build import build_task
 from dpal.model.tokens import Tokens
 from dpal.record import SPEC_NUMBERS, Kind
 from dpal.rotation import Rotation, require_width
-from dpal.target_source import OnlineTargets, Targets
+from dpal.target_source import GivenTargets, OnlineTargets, Targets
 from dpal.targets.coding import decode_batch, encode_batch
 from dpal.targets.header import TargetDefinition, TargetHeader
 from dpal.task import Moment, Task
@@ -33,18 +33,6 @@ from jobs.caching.plan import definition_of, teacher_of
 from jobs.train import make_loader
 
 BATCH = 16
-
-
-class GivenTargets:
-    """A `TargetSource` that answers with what it was given last."""
-
-    def __init__(self, header: TargetHeader, covariance: np.ndarray) -> None:
-        self.header, self.covariance = header, covariance
-        self.targets: Targets | None = None
-
-    def __call__(self, batch: TrainBatch, device: torch.device) -> Targets:
-        assert self.targets is not None
-        return self.targets
 
 
 class Sample(NamedTuple):

@@ -22,7 +22,9 @@ from dpal.base.errors import EXIT_DONE, ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from jobs.caching.plan import definition_of, single_teacher_recipes, teacher_names
-from jobs.parity_measure import ParityMeter, TeacherParity, draw_places
+from jobs.comparing.figures import TeacherParity
+from jobs.comparing.meter import ParityMeter
+from jobs.comparing.places import draw_places
 from jobs.publish import read_record, write_text
 
 

@@ -23,10 +23,11 @@ from dpal.base.recipe import Recipe
 from dpal.record import RecordLayout
 from dpal.views.plan import ViewPlan
 from dpal.views.specs import Box, ViewSpec
-from jobs import build_shards, parity, parity_measure
+from jobs import build_shards, parity
 from jobs.caching.plan import definition_of, single_teacher_recipes
+from jobs.comparing import meter, places
+from jobs.comparing.places import draw_places
 from jobs.parity import require_parity, run_parity
-from jobs.parity_measure import draw_places
 
 from command import call
 from tiny import fill_cache, tiny_recipe, tiny_values, write_persons, write_recipe, write_teacher
@@ -194,7 +195,7 @@ def test_a_cache_of_other_weights_is_told_by_the_field_of_its_header(
 
 def test_the_gate_can_be_turned_off(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     tamper(recipe, caches_of(recipe)[0])
-    monkeypatch.setattr(parity_measure, "teacher_of", None)  # nobody loads a teacher
+    monkeypatch.setattr(meter, "teacher_of", None)  # nobody loads a teacher
     assert gate(changed(recipe, train={"parity_samples": 0})) == ""
 
 
@@ -202,10 +203,8 @@ def test_what_passed_is_not_compared_again_until_something_changes(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = []
-    original = parity_measure.teacher_of
-    monkeypatch.setattr(
-        parity_measure, "teacher_of", lambda one: measured.append(1) or original(one)
-    )
+    original = meter.teacher_of
+    monkeypatch.setattr(meter, "teacher_of", lambda one: measured.append(1) or original(one))
     assert "4 samples" in gate(recipe)
     assert "compared with the teacher before" in gate(recipe, step=7)
     assert len(measured) == 1
@@ -276,6 +275,6 @@ def test_a_shard_of_damaged_samples_alone_is_told(
     def damaged(*_args: object, **_named: object) -> np.ndarray:
         raise DataError("it is damaged")
 
-    monkeypatch.setattr(parity_measure, "decode_rgb", damaged)
+    monkeypatch.setattr(places, "decode_rgb", damaged)
     with pytest.raises(DataError, match="holds damaged samples alone"):
         gate(recipe)
