@@ -5,6 +5,7 @@ import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data_tools.decode import decode_rgb
-from data_tools.feature_cache import series_of
-from data_tools.shard import read_shard
+from data_tools.feature_cache import TargetCache, series_of
+from data_tools.shard import Shard, read_shard
 from data_tools.storage import LocalStore
 from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError, DataError
@@ -150,6 +151,43 @@ def test_two_shards_at_once_are_the_bytes_of_one_after_the_other(
     alone, together = LocalStore(tmp_path / "alone"), LocalStore(tmp_path / "together")
     assert together.list() == alone.list()
     assert [name for name in alone.list() if alone.get(name) != together.get(name)] == []
+
+
+def test_while_one_shard_has_the_teacher_another_is_rendered_or_written(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = ShardWorker(recipe)
+    worker.calibrate()
+    teacher, render_one = worker.teacher, worker.renderer._render
+    publish, patience = TargetCache.publish_shard, 60
+    rendered, calls = set(), []
+    both_rendered, writing, taught = Event(), Event(), Event()
+
+    def forward(pixels: torch.Tensor) -> Tokens:
+        calls.append(len(pixels))
+        if len(calls) == 1:
+            assert both_rendered.wait(patience), "nothing is rendered ahead"
+        if len(calls) > len(series_of(recipe.views)):  # of the second shard
+            assert writing.wait(patience)
+            taught.set()
+        return teacher(pixels)
+
+    def seen(shard: Shard, *words: object) -> object:
+        rendered.add(shard.ref.name)
+        if len(rendered) == 2:
+            both_rendered.set()
+        return render_one(shard, *words)
+
+    def slow(*words: object) -> object:
+        writing.set()
+        assert taught.wait(patience), "the teacher waits until a shard is written"
+        return publish(*words)
+
+    monkeypatch.setattr(worker, "forward", forward)
+    monkeypatch.setattr(worker.renderer, "_render", seen)
+    monkeypatch.setattr(TargetCache, "publish_shard", slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(worker.cache_shard, worker.manifest.shards))
 
 
 def test_memory_that_holds_three_images_changes_no_byte(
