@@ -1,5 +1,6 @@
 """`dpal inspect`: what a file is, which teacher it fits, and whether its last block was trained."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,26 @@ def test_a_convolutional_network_says_its_name_its_maps_and_what_is_left_out(
     code, out, _ = inspect(capsys, save(lacking, tmp_path))
     assert code == EXIT_CONFIG
     assert f"{name}: does not fit" in out
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_convnext_in_its_authors_names_is_known_with_and_without_a_classifier(
+    tmp_path, capsys, head
+) -> None:
+    named = {}
+    for key, value in timm.create_model("convnext_atto", num_classes=3).state_dict().items():
+        if "head.fc" in key and not head:
+            continue
+        key = key.replace("head.fc.", "head.").replace("head.norm.", "norm.")
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
+        key = key.replace(".blocks.", ".").replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+        named[key] = value
+    assert "downsample_layers.3.1.weight" in named
+    code, out, _ = inspect(capsys, save({"model": named}, tmp_path))
+    assert code == EXIT_DONE
+    assert "name convnext_atto:" in out
+    assert ("left out   head 2" in out) == head
 
 
 def test_a_file_that_fits_nothing_says_what_is_wrong_and_exits_with_2(tmp_path, capsys) -> None:
