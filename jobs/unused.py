@@ -6,7 +6,8 @@ whose shards or weights are not there refers to what nobody can tell, so it stop
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from data_tools.manifest import manifest_of
 from data_tools.storage import open_store
 from data_tools.unused import CacheFolder, cache_folders, delete_cache, delete_orphans
 from dpal.base.config import load_recipe
-from dpal.base.errors import EXIT_DONE, ConfigError, DataError
+from dpal.base.errors import EXIT_DONE, ConfigError, DataError, DpalError
 from dpal.base.recipe import Recipe
 from jobs.caching.plan import definition_of, single_teacher_recipes
 
@@ -37,7 +38,10 @@ def run_unused(
     """
     if not files:
         raise ConfigError("--unused needs --recipes: those whose targets are to stay")
-    recipes = {file: load_recipe(file) for file in files}
+    recipes = {}
+    for file in files:
+        with _naming(file):
+            recipes[file] = load_recipe(file)
     if delete and not any(_same(recipe.cache.url, url) for recipe in recipes.values()):
         raise ConfigError(
             f"--delete: none of the recipes keeps its targets in {url!r}, the first one in "
@@ -75,11 +79,23 @@ def _users(recipes: dict[str, Recipe]) -> dict[str, list[str]]:
     for file, recipe in recipes.items():
         if not recipe.aligned_teachers:
             continue
-        manifest, pool = manifest_of(recipe), load_backgrounds(recipe)
-        for single in single_teacher_recipes(recipe):
-            digest = definition_of(single, manifest, pool).digest
-            users.setdefault(digest, []).append(file)
+        with _naming(file):
+            manifest, pool = manifest_of(recipe), load_backgrounds(recipe)
+            for single in single_teacher_recipes(recipe):
+                digest = definition_of(single, manifest, pool).digest
+                users.setdefault(digest, []).append(file)
     return users
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Name the recipe that an error is about: there are several."""
+    try:
+        yield
+    except DpalError as error:
+        if file not in str(error):
+            error.args = (f"{file}: {error}",)
+        raise
 
 
 def _row(folder: CacheFolder, users: list[str]) -> dict[str, Any]:

@@ -116,7 +116,14 @@ def test_nothing_goes_when_what_a_recipe_needs_cannot_be_told(
     teacher = recipe.teacher.model_copy(update={"weights": str(tmp_path / "gone.safetensors")})
     lost = write_recipe(recipe.model_copy(update={"teacher": teacher}), tmp_path / "lost.yaml")
     words = ("audit", "--unused", recipe.cache.url, "--delete")
-    assert call(capsys, *words, "--recipes", good, lost).code in (EXIT_CONFIG, EXIT_DATA)
+    answer = call(capsys, *words, "--recipes", good, lost)
+    assert answer.code in (EXIT_CONFIG, EXIT_DATA)
+    assert answer.sentence.startswith(f"{lost}: ")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: a\n")
+    answer = call(capsys, *words, "--recipes", good, bad)
+    assert answer.code == EXIT_CONFIG
+    assert answer.sentence.startswith(f"{bad}: ")
     answer = call(capsys, *words)
     assert answer.code == EXIT_CONFIG
     assert "--recipes" in answer.sentence
