@@ -27,10 +27,10 @@ from data_tools.backgrounds import load_backgrounds
 from data_tools.manifest import manifest_of
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
-from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.model.attention import suit_attention
 from dpal.optim import build_optimizer
+from dpal.ranks import World
 from dpal.task import Moment
 from jobs.train import make_loader, target_sources
 

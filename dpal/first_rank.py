@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from dpal.base.errors import EXIT_BUG, EXIT_DONE, DpalError
-from dpal.engine import World, meet
+from dpal.ranks import World, meet
 
 
 def by_rank_0(world: World, work: Callable[[], None]) -> None:

@@ -20,9 +20,9 @@ from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
 from dpal.calibration import Calibration, fit_calibration
-from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.model.tokens import Tokens
+from dpal.ranks import World
 from dpal.record import SPEC_NUMBERS, Kind
 from dpal.rotation import Rotation, require_width
 from dpal.target_source import GivenTargets, OnlineTargets, Targets

@@ -12,8 +12,8 @@ from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
 from dpal.diagnose import gradient_cosines
-from dpal.engine import World
 from dpal.method.build import build_task
+from dpal.ranks import World
 from dpal.task import Moment
 from dpal.trainer import Schedule
 from jobs.grids.grid import DIAGNOSED

@@ -34,9 +34,10 @@ from dpal.base.recipe import Recipe
 from dpal.base.saip import Saip
 from dpal.base.signals import StopSignal
 from dpal.base.telemetry import Telemetry
-from dpal.engine import Engine, World, lost_peers_told
+from dpal.engine import Engine
 from dpal.first_rank import by_rank_0
 from dpal.method.build import build_task
+from dpal.ranks import World, lost_peers_told
 from dpal.saip.views import SaipPlan
 from dpal.target_source import CachedTargets, OnlineTargets, TargetSource
 from dpal.task import Task

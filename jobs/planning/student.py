@@ -23,8 +23,9 @@ from dpal.base.layout import RunLayout
 from dpal.base.memory import keep_freed_memory
 from dpal.base.recipe import Recipe
 from dpal.batch import Batch
-from dpal.engine import Engine, World
+from dpal.engine import Engine
 from dpal.method.build import build_task
+from dpal.ranks import World
 from dpal.task import Moment, Task
 from jobs.train import make_loader, target_sources
 

@@ -9,8 +9,8 @@ import pytest
 RANK = """
 import sys, time
 from dpal.base.errors import DataError, DpalError
-from dpal.engine import World, lost_peers_told
 from dpal.first_rank import by_rank_0
+from dpal.ranks import World, lost_peers_told
 
 def work():
     time.sleep(3)

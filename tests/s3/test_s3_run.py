@@ -11,8 +11,8 @@ from data_tools.storage import open_store
 from dpal.base.config import resolve_recipe
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
-from dpal.engine import World
 from dpal.method.build import build_task
+from dpal.ranks import World
 from jobs import build_shards
 from jobs.train import make_loader, target_sources
 

@@ -15,8 +15,8 @@ from dpal.base.config import resolve_recipe
 from dpal.base.errors import ConfigError, DataError
 from dpal.base.layout import RunLayout
 from dpal.base.recipe import Recipe
-from dpal.engine import World
 from dpal.method.build import build_task
+from dpal.ranks import World
 from jobs import build_shards
 from jobs.caching.plan import single_teacher_recipes
 from jobs.caching.worker import ShardWorker

@@ -11,9 +11,9 @@ from data_tools.manifest import load_manifest
 from data_tools.storage import open_store
 from dpal.base.recipe import Recipe
 from dpal.batch import TrainBatch
-from dpal.engine import World
 from dpal.method.build import build_task
 from dpal.method.dpal import DpalTask
+from dpal.ranks import World
 from dpal.task import Losses, Moment
 from jobs.train import make_loader, target_sources
 

@@ -18,8 +18,8 @@ from dpal.base.errors import ConfigError
 from dpal.base.recipe import Recipe
 from dpal.batch import RawBatch, TrainBatch
 from dpal.device_render import DeviceRenderer
-from dpal.engine import World
 from dpal.method.build import build_task
+from dpal.ranks import World
 from dpal.task import Losses, Moment
 from dpal.views.plan import ViewPlan
 from jobs import build_shards
