@@ -164,3 +164,19 @@ def test_bounds_of_a_coarse_codec_and_of_bf16_are_wider() -> None:
     assert half.noise > fine.noise
     assert (half.median, half.smallest) == (0.999, 0.984)
     assert fine.smallest < fine.median
+
+
+@pytest.mark.parametrize(
+    ("storage", "precision", "told"),
+    [
+        ("int8", "fp32", (0.9995, 0.998, 1 / 127)),
+        ("int4", "fp32", (0.998, 0.992, 1 / 127)),
+        ("fp16", "bf16", (0.999, 0.984, 16 / 127)),
+        ("int4", "bf16", (0.996, 0.936, 16 / 127)),
+    ],
+)
+def test_what_is_accepted_is_what_the_manual_says(
+    storage: str, precision: str, told: tuple[float, float, float]
+) -> None:
+    """The table in docs/operations.md, "The target cache"."""
+    assert bounds_of(storage, precision) == pytest.approx(told, abs=1e-12)
