@@ -12,6 +12,7 @@ end with one consistent cache.
 
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -34,6 +35,7 @@ from dpal.targets.header import TargetDefinition, TargetHeader
 
 HEADER = "header.json"
 ROWS_KEPT = 4096
+ROWS_AT_ONCE = 32
 PUBLISHINGS = 3  # of a shard whose tars are deleted meanwhile
 NEIGHBOURS = 20  # other caches that are looked at to tell what a missing one differs in
 
@@ -85,7 +87,9 @@ class TargetCache:
 
     def __init__(self, store: ObjectStore, header: TargetHeader) -> None:
         self.store, self.header = store, header
-        self._row = lru_cache(ROWS_KEPT)(self._read_row)  # asked for once for every series
+        self._row = lru_cache(ROWS_KEPT)(self._read_row)
+        # Every series of a shard asks for its row, all at once: the first one reads it.
+        self._reading = tuple(threading.Lock() for _ in range(ROWS_AT_ONCE))
 
     @staticmethod
     def open(store: ObjectStore, definition: TargetDefinition) -> "TargetCache":
@@ -158,11 +162,13 @@ class TargetCache:
 
     def row(self, ref: ShardRef) -> LedgerRow:
         """The ledger row of a finished shard. Raises DataError when it is of another shard."""
-        row = self._row(ledger_name(ref))
+        name = ledger_name(ref)
+        with self._reading[hash(name) % ROWS_AT_ONCE]:
+            row = self._row(name)
         if (row.source_sha256, row.keys_digest) != (ref.sha256, ref.keys_digest):
             raise DataError(
                 f"targets of shard {ref.name!r} in {self.store.url!r} were made from other images; "
-                f"delete {self.store.url}/{ledger_name(ref)}, then run `dpal cache` again"
+                f"delete {self.store.url}/{name}, then run `dpal cache` again"
             )
         return row
 

@@ -57,15 +57,15 @@ def fetched_bytes(work: Workload, nodes: int, epochs: float, *, online: bool) ->
 
 
 def num_gets(work: Workload, nodes: int, epochs: float, *, online: bool) -> float:
-    """Read requests of one run's first epochs: a shard's tar; of each series its tar and a row.
+    """Read requests of one run's first epochs: a shard's tar, its targets' tars and a row.
 
-    A ledger row is read whether the tars are among the local copies or not, and at most once for
-    each series: they are opened at the same time.
+    A ledger row is read whether the tars are among the local copies or not, at most once in an
+    epoch for each teacher.
     """
     fetched = _fetched(work, nodes, epochs, remote_bytes(work, online=online))
     per_shard = fetched if work.remote_shards else 0.0
     if work.remote_targets and not online:
-        per_shard += work.num_series * (fetched + epochs)
+        per_shard += work.num_series * fetched + len(work.teachers) * epochs
     return work.shards * per_shard * (1 + shared(work, nodes))
 
 

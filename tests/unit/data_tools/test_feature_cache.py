@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,6 +109,24 @@ def test_a_shard_counts_only_when_its_ledger_row_is_there(cache: TargetCache, he
     cache.publish_shard(REF, KEYS, tars(header))
     assert cache.finished() == {REF.name}
     cache.require_complete(manifest)
+
+
+def test_threads_that_ask_for_one_row_at_once_read_it_once(
+    cache: TargetCache, header: TargetHeader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.publish_shard(REF, KEYS, tars(header))
+    fresh, read = TargetCache(cache.store, header), []
+
+    def slowly(name: str) -> bytes:
+        read.append(name)
+        time.sleep(0.05)
+        return LocalStore.get(cache.store, name)
+
+    monkeypatch.setattr(cache.store, "get", slowly)
+    with ThreadPoolExecutor(8) as threads:
+        rows = list(threads.map(fresh.row, [REF] * 8))
+    assert len(read) == 1
+    assert all(row is rows[0] for row in rows)
 
 
 def test_a_damaged_record_names_file_and_key(cache: TargetCache, header) -> None:

@@ -130,7 +130,7 @@ def test_training_on_a_cache_by_hand() -> None:
     phase = train_phase(work, RATES, online=False)
     once = (work.target_bytes + 10e9) * (1 + 1 / 2000)  # one shard lies on the cut of two nodes
     core_s = 1 / 500 + 298_000 / 1e9
-    gets = 2000 * (1 + 3 * 2) * (1 + 1 / 2000)  # a tar; of three series a tar and a ledger row
+    gets = 2000 * (1 + 3 + 1) * (1 + 1 / 2000)  # a tar; of three series a tar; a ledger row
     assert limits(phase) == pytest.approx(
         {
             "student step": 8000,
@@ -294,7 +294,7 @@ def test_copies_that_hold_everything_are_fetched_once() -> None:
     first = train_phase(work, RATES, online=False)  # the first epoch reads as if nothing were kept
     assert first.node_mb_per_s == pytest.approx(4000 * total / 1e6 / 1e6)
     # Tars once, ledger rows in every epoch.
-    assert num_gets(work, 1, 10.0, online=False) == pytest.approx(2000 * (1 + 3 * (1 + 10)))
+    assert num_gets(work, 1, 10.0, online=False) == pytest.approx(2000 * (1 + 3 + 10))
     assert hit_share(0.0, 1e9) == 0.0
 
 
