@@ -23,7 +23,7 @@ from timing import Timing, cpu_seconds, interleave, table
 from data_tools.feature_cache import series_of
 from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
-from jobs.caching.ray_job import _Crew
+from jobs.caching.ray_job import Crew
 from jobs.caching.session import open_session
 from jobs.caching.worker import ShardWorker
 
@@ -33,7 +33,7 @@ BAR = 0.90  # of the forward's rate
 class Job:
     """A started job; calling it fills the cache anew."""
 
-    def __init__(self, crew: _Crew, worker: ShardWorker) -> None:
+    def __init__(self, crew: Crew, worker: ShardWorker) -> None:
         self.crew, self.worker = crew, worker
         (self.actor,) = (
             process
@@ -80,7 +80,7 @@ def measure(recipe: Recipe, rounds: int) -> None:
     begin, worker = time.monotonic(), ShardWorker(recipe)
     with open_session(recipe) as session:
         joined = time.monotonic()
-        crew = _Crew(session, recipe, StopSignal())
+        crew = Crew(session, recipe, StopSignal())
         crew.hire()
         crew.await_first()
         ready, job = time.monotonic(), Job(crew, worker)

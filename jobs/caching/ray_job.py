@@ -82,7 +82,7 @@ def cache_shards(
             that is damaged: then the others are done before, unless more than `RETRIES` are.
     """
     with StopSignal.listening() as stop, open_session(recipe) as session:
-        crew = _Crew(session, absolute(recipe), stop)
+        crew = Crew(session, absolute(recipe), stop)
         # The first actor alone fits the header; the others find it published.
         crew.hire()
         crew.await_first()
@@ -90,7 +90,7 @@ def cache_shards(
         yield from crew.work(refs)
 
 
-class _Crew:
+class Crew:
     """The actors of a job and their open calls."""
 
     def __init__(self, session: Session, recipe: Recipe, stop: StopSignal) -> None:

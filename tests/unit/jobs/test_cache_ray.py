@@ -21,7 +21,7 @@ from dpal.base.recipe import Recipe
 from dpal.base.signals import StopSignal
 from jobs.caching import ray_job
 from jobs.caching import session as cache_session
-from jobs.caching.ray_job import Answer, _Crew, cache_shards
+from jobs.caching.ray_job import Answer, Crew, cache_shards
 from jobs.caching.schedule import RETRIES, Schedule
 from jobs.caching.session import Session, open_session
 
@@ -105,11 +105,11 @@ def recipe_of(**cache) -> Recipe:
     )
 
 
-def crew_of(behave: Behave, **cache) -> _Crew:
-    return _Crew(Session(FakeRay(behave)), recipe_of(**cache), StopSignal())
+def crew_of(behave: Behave, **cache) -> Crew:
+    return Crew(Session(FakeRay(behave)), recipe_of(**cache), StopSignal())
 
 
-def run(crew: _Crew, count: int) -> list[str]:
+def run(crew: Crew, count: int) -> list[str]:
     crew.hire()
     crew.await_first()
     return sorted(ref.name for ref, _views in crew.work(shards(count)))
