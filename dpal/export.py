@@ -188,7 +188,7 @@ def check_timm(student: Student, folder: Path, views: np.ndarray) -> Parity:
 
 def check_onnx(student: Student, path: Path, views: np.ndarray) -> Parity:
     """Run the graph in ONNX Runtime and compare features of `views` [B, H, W, 3]."""
-    import onnxruntime
+    from dpal.model.onnx_import import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -1,6 +1,7 @@
 """Imports point down: dpal.base <- dpal <- data_tools, cluster <- jobs."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,27 @@ def test_imports_point_down(path: Path) -> None:
             assert inside(name, allowed), f"{path.name} of {layer} imports {name}"
         if own == "dpal":
             assert not inside(name, NETWORK), f"{path.name} of dpal imports {name}"
+
+
+@pytest.mark.parametrize("library", ["timm", "onnxruntime"])
+def test_a_library_that_needs_care_is_imported_through_its_door_alone(library: str) -> None:
+    found = [path for path in MODULES if any(inside(n, (library,)) for n in imports_of(path))]
+    doors = {"timm": "timm_import.py", "onnxruntime": "onnx_import.py"}
+    assert [path.name for path in found] == [doors[library]]
+
+
+def test_onnx_runtime_reports_nothing_unless_the_user_says_so() -> None:
+    code = (
+        "import os; from dpal.model.onnx_import import onnxruntime;"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    for said, expected in ((None, "1"), ("0", "0")):
+        own = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+        own |= {} if said is None else {"ORT_DISABLE_TELEMETRY": said}
+        answer = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=own, capture_output=True, check=True
+        )
+        assert answer.stdout.decode().strip() == expected
 
 
 def test_the_data_layer_needs_no_torch() -> None:

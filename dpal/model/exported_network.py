@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from dpal.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from dpal.model.networks import Network
+    from dpal.model.onnx_import import onnxruntime
 
 TOLERANCE = 1e-4  # largest error, as a share of the largest output
 BATCHES = (1, 3)  # that are compared, after an export with two images
@@ -57,7 +56,7 @@ class ExportedNetwork:
         return _run(self._sessions[size], planes)
 
     def _export(self, size: tuple[int, int]) -> "onnxruntime.InferenceSession":
-        import onnxruntime
+        from dpal.model.onnx_import import onnxruntime
 
         graph, names = io.BytesIO(), ("planes", "cls", "dense")
         try:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional as F
 
 from dpal.base.errors import ConfigError
+from dpal.model.onnx_import import onnxruntime
 from dpal.model.weights import weights_path
 
 
