@@ -81,7 +81,7 @@ def cache_shards(
         DataError: naming a shard that lost more than `RETRIES` actors or deadlines, or the first
             that is damaged: then the others are done before, unless more than `RETRIES` are.
     """
-    with StopSignal.listening() as stop, open_session(recipe) as session:
+    with StopSignal.listening() as stop, open_session(recipe, lambda: bool(stop)) as session:
         crew = Crew(session, absolute(recipe), stop)
         # The first actor alone fits the header; the others find it published.
         crew.hire()

@@ -7,13 +7,14 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from dpal.base.errors import ConfigError, StopRequested
+from dpal.base.progress import say
 from dpal.base.recipe import Recipe
 
 POLL_S = 0.5  # how soon a stop request is noticed
@@ -22,7 +23,7 @@ LOOK_S = 2.0  # between two looks at the head
 LONGEST = 39  # bytes of a folder below which the names of Ray's sockets are not too long for Linux
 HEAD_S = 20.0  # a head may be away so long; Ray itself ends the process after a minute
 GONE = "Ray is gone ({what}); the finished shards stay: run the same command again for the others"
-
+STARTS = 3  # of a Ray of this job alone
 LATE = "Ray did not start ({reason}); run the same command again"
 
 
@@ -85,8 +86,13 @@ class Session:
 
 
 @contextmanager
-def open_session(recipe: Recipe) -> Iterator[Session]:
+def open_session(recipe: Recipe, stopped: Callable[[], bool] = lambda: False) -> Iterator[Session]:
     """Ray, started here or joined, and left again.
+
+    Ray gives itself 30 seconds to start; on a machine that has too much to do it is tried again.
+
+    Args:
+        stopped: whether a stop was asked for: then it is not tried again.
 
     Raises:
         ConfigError: when it cannot be had.
@@ -104,20 +110,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
             os.environ.setdefault("RAY_TMPDIR", "/tmp")
     import ray  # only now: the import takes a second, and reads the environment
 
-    try:
-        with _own_signals():
-            _init(ray, recipe, local)
-    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
-        # RuntimeError: the cluster's Ray or Python is of another version.
-        reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
-        what = "Ray does not start here" if local else "no Ray cluster answers"
-        raise ConfigError(
-            f"cache.ray_address={cache.ray_address!r}: {what} ({reason}); "
-            "accepted are 'local', 'auto' and ray://host:port"
-        ) from None
-    except Exception as error:  # Ray has no narrower type for what took too long
-        reason = shorten(str(error), 300, placeholder=" ...")
-        raise StopRequested(LATE.format(reason=reason)) from None
+    _start(ray, recipe, stopped)
     session = Session(ray)
     try:
         _check_gpus(ray, recipe, local)
@@ -142,9 +135,33 @@ def absolute(recipe: Recipe) -> Recipe:
     )
 
 
-def _init(ray: Any, recipe: Recipe, local: bool) -> None:
+def _start(ray: Any, recipe: Recipe, stopped: Callable[[], bool]) -> None:
+    address = recipe.cache.ray_address
+    local = address == "local"
+    for left in reversed(range(STARTS if local else 1)):
+        try:
+            with _own_signals():
+                return _init(ray, recipe)
+        except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+            # RuntimeError: the cluster's Ray or Python is of another version.
+            reason = shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+            what = "Ray does not start here" if local else "no Ray cluster answers"
+            raise ConfigError(
+                f"cache.ray_address={address!r}: {what} ({reason}); "
+                "accepted are 'local', 'auto' and ray://host:port"
+            ) from None
+        except Exception as error:  # Ray has no narrower type for what took too long
+            ray.shutdown()
+            if not left or stopped():
+                reason = shorten(str(error), 300, placeholder=" ...")
+                raise StopRequested(LATE.format(reason=reason)) from None
+            say("cache: Ray did not start in time; trying again")
+    return None
+
+
+def _init(ray: Any, recipe: Recipe) -> None:
     cache, quiet = recipe.cache, {"log_to_driver": False, "logging_level": "ERROR"}
-    if local:
+    if cache.ray_address == "local":
         ray.init(
             address="local",
             num_cpus=math.ceil(cache.actors * cache.cpus_per_actor),

@@ -23,7 +23,7 @@ from jobs.caching import ray_job
 from jobs.caching import session as cache_session
 from jobs.caching.ray_job import Answer, Crew, cache_shards
 from jobs.caching.schedule import RETRIES, Schedule
-from jobs.caching.session import Session, open_session
+from jobs.caching.session import STARTS, Session, open_session
 
 Behave = Callable[[int, str], Exception | int]
 
@@ -190,7 +190,7 @@ def test_waiting_for_a_teacher_says_what_for_and_more_and_more_seldom(
 
 def test_the_first_teacher_is_told_before_the_first_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def session(_recipe: Recipe) -> Iterator[Session]:
+    def session(_recipe: Recipe, _stopped: object) -> Iterator[Session]:
         yield Session(FakeRay(lambda _actor, _shard: 1))
 
     monkeypatch.setattr(ray_job, "open_session", session)
@@ -416,13 +416,40 @@ def test_a_stop_request_while_ray_starts_is_run_me_again(
         list(cache_shards(recipe_of(), shards(2)))
 
 
-def test_a_start_that_took_too_long_is_run_me_again(started: list[Callable[[], None]]) -> None:
-    def late() -> None:
-        raise Exception("The current node timed out during startup.")  # as Ray does
+def late() -> None:
+    raise Exception("The current node timed out during startup.")  # as Ray does
 
+
+def test_a_start_that_takes_too_long_every_time_is_run_me_again(
+    started: list[Callable[[], None]], capsys: pytest.CaptureFixture[str]
+) -> None:
     started.append(late)
     with pytest.raises(StopRequested, match=r"not start \(The .* during startup\.\); run .* again"):
         list(cache_shards(recipe_of(), shards(1)))
+    assert capsys.readouterr().err.count("trying again") == STARTS - 1
+
+
+def test_a_start_that_took_too_long_is_tried_again(started: list[Callable[[], None]]) -> None:
+    tries: list[int] = []
+
+    def late_at_first() -> None:
+        tries.append(len(tries))
+        if len(tries) < STARTS:
+            late()
+
+    started.append(late_at_first)
+    with open_session(recipe_of()):
+        assert len(tries) == STARTS
+
+
+def test_after_a_stop_request_ray_is_not_started_again(
+    started: list[Callable[[], None]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # else this very process would end
+    started += [lambda: signal.raise_signal(signal.SIGTERM), late]
+    with pytest.raises(StopRequested, match="did not start"):
+        list(cache_shards(recipe_of(), shards(1)))
+    assert "trying again" not in capsys.readouterr().err
 
 
 def test_a_long_temporary_folder_of_a_scheduler_does_not_keep_ray_from_starting(
