@@ -104,7 +104,8 @@ class Step:
         source = self.task._sources[0]
         targets = source(self.batch, self.device)
         mask = fixed_mask(targets.base.patches, source.header)
-        result = self.task._compare(self.calls, self.patterns, targets, mask, FIRST, None)
+        shapes = [(targets.base.patches, mask)]
+        result = self.task._compare(self.calls, self.patterns, targets, shapes, FIRST, None)
         (result.aligned.mean() + result.steering).backward()
 
     def _planes(self) -> list[Tensor]:

@@ -128,6 +128,7 @@ def raw_batch(
         backgrounds=joined(pool),
         photometric=np.zeros((len(images), 4, 6), np.float32),
         records=(),
+        regions=np.zeros((len(images), 2, 4), np.float32),
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +55,13 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def in_this_process(recipe: Recipe, refs: Sequence[object]) -> list[object]:
+def in_this_process(
+    recipe: Recipe, refs: Sequence[object], ready: Callable[[], None] = lambda: None
+) -> list[object]:
     """`cache_shards` without Ray."""
     worker = ShardWorker(recipe)
     worker.calibrate()
+    ready()
     return [(ref, worker.cache_shard(ref)) for ref in refs]
 
 
