@@ -13,7 +13,10 @@ import torch
 from jobs.__main__ import main
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PROGRESS = re.compile(r"^\w+: \d+/\d+ \w+s  ")  # a line of dpal.base.progress
+# What dpal.base.progress tells beside the one sentence of a failure.
+PROGRESS = re.compile(
+    r"^\w+: \d+/\d+ \w+s  |^cache: starting Ray and the teacher$|; going on with the others$"
+)
 
 
 class Answer(NamedTuple):
