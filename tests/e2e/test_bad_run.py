@@ -45,9 +45,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `dpal cache` do its shards in this process: the same worker, and no half a minute."""
 
-    def in_process(recipe: Recipe, refs: Sequence[ShardRef]) -> Iterator[tuple[ShardRef, int]]:
+    def in_process(
+        recipe: Recipe, refs: Sequence[ShardRef], ready: Callable[[], None]
+    ) -> Iterator[tuple[ShardRef, int]]:
         worker = ShardWorker(recipe)
         worker.calibrate()
+        ready()
         for ref in refs:
             yield ref, worker.cache_shard(ref)
 
