@@ -15,7 +15,9 @@ from jobs.__main__ import main
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # What dpal.base.progress tells beside the one sentence of a failure.
 PROGRESS = re.compile(
-    r"^\w+: \d+/\d+ \w+s  |^cache: starting Ray and the teacher$|^cache: .*; going on with the others$"
+    r"^\w+: \d+/\d+ \w+s  "
+    r"|^cache: starting Ray and the teacher$"
+    r"|^cache: .*; going on with the others$"
 )
 
 
