@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DpalError as error:
         return _told(arguments.verb, error)
     except KeyboardInterrupt:
-        print(f"dpal {arguments.verb}: interrupted; run the same command again", file=sys.stderr)
+        _tell(arguments.verb, "interrupted; run the same command again")
         return 130
     except BrokenPipeError:  # `dpal logs JOB | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -29,13 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known is not None:
             return _told(arguments.verb, known)
         traceback.print_exc()
-        print(f"dpal {arguments.verb}: this is a bug; please report the above", file=sys.stderr)
+        _tell(arguments.verb, "this is a bug; please report the above")
         return EXIT_BUG
 
 
 def _told(verb: str, error: DpalError) -> int:
-    print(f"dpal {verb}: {error}", file=sys.stderr)
+    _tell(verb, str(error))
     return error.exit_code
+
+
+def _tell(verb: str, sentence: str) -> None:
+    """One write for the whole line: other ranks write to the same place at the same time."""
+    sys.stderr.write(f"dpal {verb}: {sentence}\n")
 
 
 if __name__ == "__main__":
