@@ -39,6 +39,10 @@ class Bounds(NamedTuple):
     smallest: float
     noise: float
 
+    def accept(self, median: float, smallest: float, excess: float) -> bool:
+        """Whether cosines and the largest difference, as a share of what is accepted, will do."""
+        return median >= self.median and smallest >= self.smallest and excess <= 1
+
 
 class Compared(NamedTuple):
     """A batch of records against the teacher.

@@ -28,6 +28,7 @@ from dpal.targets.coding import encode_batch
 from dpal.targets.header import TargetHeader
 from jobs.caching.plan import single_teacher_recipes, teacher_names, teacher_of
 from jobs.codec_sample import Sample, draw_sample
+from jobs.comparing.figures import median_cosine
 from jobs.publish import write_text
 
 CALIBRATION_IMAGES = 64  # statistics for a comparison need no more
@@ -68,11 +69,7 @@ class PrecisionParity(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether the parity gate would take the one for the other."""
-        return (
-            self.median_cosine >= self.accepted.median
-            and self.smallest_cosine >= self.accepted.smallest
-            and self.largest_excess <= 1
-        )
+        return self.accepted.accept(self.median_cosine, self.smallest_cosine, self.largest_excess)
 
 
 def run_against_fp32(
@@ -153,11 +150,7 @@ def measure(name: str, recipe: Recipe, samples: int, seed: int) -> PrecisionPari
         setting=", ".join(f"{key}={value}" for key, value in setting.items()),
         samples=sample.num_images,
         tokens=sum(part.cosines.size for part in both),
-        median_cosine=min(
-            float(np.median(np.concatenate([part.cosines.ravel() for part in own])))
-            for own in parts.values()
-            if own
-        ),
+        median_cosine=median_cosine(*parts.values()),
         smallest_cosine=float(min(part.cosines.min() for part in both)),
         largest_steps=float(max(part.steps.max() for part in both)),
         largest_excess=float(max(part.excess.max() for part in both)),

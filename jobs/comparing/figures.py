@@ -43,11 +43,7 @@ class TeacherParity:
     @property
     def passed(self) -> bool:
         """Whether stored targets are what the teacher says."""
-        return (
-            self.median_cosine >= self.accepted.median
-            and self.smallest_cosine >= self.accepted.smallest
-            and self.largest_excess <= 1
-        )
+        return self.accepted.accept(self.median_cosine, self.smallest_cosine, self.largest_excess)
 
     @property
     def loss_errors(self) -> dict[str, float]:
@@ -56,6 +52,15 @@ class TeacherParity:
             name: abs(stored - online) / max(abs(online), 1e-12)
             for name, (stored, online) in self.losses.items()
         }
+
+
+def median_cosine(*kinds: Sequence[Compared]) -> float:
+    """Median cosine of tokens of the kind of view that has the smaller one."""
+    return min(
+        float(np.median(np.concatenate([part.cosines.ravel() for part in parts])))
+        for parts in kinds
+        if parts
+    )
 
 
 class Figures:
@@ -88,11 +93,6 @@ class Figures:
         Args:
             losses: of every batch, the loss terms with stored and with online targets.
         """
-        medians = [
-            np.median(np.concatenate([part.cosines.ravel() for part in self._of(kind)]))
-            for kind in ("view", "composite")
-            if self._of(kind)
-        ]
         smallest = np.concatenate([part.cosines.min(axis=1) for part in self.parts])
         excess = np.concatenate([part.excess for part in self.parts])
         # How far each record is beyond either bound; the first of equals.
@@ -109,7 +109,7 @@ class Figures:
             cache=cache,
             samples=samples,
             tokens=sum(part.cosines.size for part in self.parts),
-            median_cosine=float(min(medians)),
+            median_cosine=median_cosine(self._of("view"), self._of("composite")),
             smallest_cosine=float(smallest.min()),
             largest_steps=float(max(part.steps.max() for part in self.parts)),
             largest_excess=float(excess.max()),
